@@ -1,0 +1,1 @@
+//! Attestation documents: COSE_Sign1 over CBOR, ES384.

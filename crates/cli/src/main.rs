@@ -1,0 +1,3 @@
+//! nitroxide: run, inspect and debug Nitro enclaves on any Linux machine.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The Nitro Enclaves device: slots, commands, events, limits and injected faults.

@@ -1,0 +1,1 @@
+//! Enclave images: read, verify, measure, build.

@@ -1,0 +1,1 @@
+//! The enclave process: image, engine, NSM, vsock, console, control.

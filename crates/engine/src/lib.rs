@@ -1,0 +1,1 @@
+//! Runs one enclave VM: from memory, vCPUs and a loaded image to an exit reason.

@@ -1,0 +1,1 @@
+//! A virtio-vsock device as a vhost-user backend: packets, credit, connections.

@@ -1,0 +1,1 @@
+//! One parent's shared state on disk: claims, control sockets, vsock rendezvous.

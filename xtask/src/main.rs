@@ -1,0 +1,3 @@
+//! The project's chores: setup, guest, demo, test, bench.
+
+fn main() {}
