@@ -1,3 +1,54 @@
-//! The project's chores: setup, guest, demo, test, bench.
+//! The project's chores, one word each: `cargo xtask demo`, `cargo xtask test`.
+//!
+//! One file per chore; [`Context`] says where things are. Nothing here is part of the product.
 
-fn main() {}
+mod bench;
+mod context;
+mod demo;
+mod guest;
+mod setup;
+mod soak;
+mod test;
+
+use clap::{Parser, Subcommand};
+use context::Context;
+use miette::Result;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Nitroxide's chores", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Brings what is missing: QEMU and a Debian kernel, unpacked below target/setup (no root needed)
+    Setup,
+    /// Builds the programs that run inside an enclave, and the sample image target/demo/hello.eif
+    Guest,
+    /// The main job: boots a real enclave image, shows its console, talks to it, compares its measurements
+    Demo,
+    /// All tests: formatting, lints, documentation, unit, property, process and guest tests
+    Test(test::Options),
+    /// Quick checks before a push: formatting, lints, documentation
+    Prepush,
+    /// Benchmarks; their method and results are in docs/benchmarks.md
+    Bench(bench::Options),
+    /// Heavy loops that are too long for every test run: 20 enclaves at once, gigabytes over vsock
+    Soak,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let context = Context::find()?;
+    match arguments.chore {
+        Chore::Setup => setup::run(&context),
+        Chore::Guest => guest::run(&context),
+        Chore::Demo => demo::run(&context),
+        Chore::Test(options) => test::run(&context, &options),
+        Chore::Prepush => test::prepush(&context),
+        Chore::Bench(options) => bench::run(&context, &options),
+        Chore::Soak => soak::run(&context),
+    }
+}
