@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use miette::{Result, WrapErr};
 
-use crate::context::{Context, run};
+use crate::context::{self, Context};
 use crate::{guest, setup};
 
 /// What part of the tests to run.
@@ -29,7 +29,7 @@ pub fn run(context: &Context, options: &Options) -> Result<()> {
         if let Some(filter) = &options.filter {
             command.args(["--", filter]);
         }
-        crate::context::run(&mut command)
+        context::run(&mut command)
     })?;
     steps.report();
     Ok(())
@@ -47,12 +47,12 @@ fn style(context: &Context, steps: &mut Steps) -> Result<()> {
     steps.take("formatting", || run_cargo(context, &["fmt", "--all", "--check"]))?;
     steps.take("lints", || run_cargo(context, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     steps.take("documentation", || {
-        run(context.cargo(["doc", "--workspace", "--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-D warnings"))
+        context::run(context.cargo(["doc", "--workspace", "--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-D warnings"))
     })
 }
 
 fn run_cargo(context: &Context, args: &[&str]) -> Result<()> {
-    run(&mut context.cargo(args))
+    context::run(&mut context.cargo(args))
 }
 
 /// The steps taken so far and how long each took.
