@@ -1,0 +1,98 @@
+//! What `cargo xtask setup` unpacked: a QEMU with its own dynamic loader, a Debian kernel, its modules.
+//!
+//! [`Setup::locate`] finds it from the running program; tests that need it fail with a message that says what to run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// An unpacked tree of Debian packages.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    root: PathBuf,
+}
+
+impl Setup {
+    /// Finds the tree: `$NITROXIDE_SETUP/root`, else the nearest `setup/root` above the running program.
+    ///
+    /// # Panics
+    ///
+    /// Where there is none: a test that needs it must not pass in silence.
+    pub fn locate() -> Self {
+        let named = std::env::var_os("NITROXIDE_SETUP").map(|setup| PathBuf::from(setup).join("root"));
+        let root = named.or_else(|| {
+            let program = std::env::current_exe().ok()?;
+            program.ancestors().map(|folder| folder.join("setup/root")).find(|root| root.join("usr/bin/qemu-system-x86_64").exists())
+        });
+        let root = root.expect("no unpacked QEMU and kernel found: run `cargo xtask setup` first");
+        Self { root }
+    }
+
+    /// The tree's root folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The distribution's kernel (a bzImage).
+    ///
+    /// # Panics
+    ///
+    /// Where the tree has none.
+    pub fn kernel(&self) -> PathBuf {
+        entries(&self.root.join("boot"))
+            .into_iter()
+            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+            .max()
+            .expect("the unpacked tree has no boot/vmlinuz-*: run `cargo xtask setup` again")
+    }
+
+    /// A kernel module by its name without ending, e.g. `vsock`; possibly still compressed (`.ko.xz`).
+    ///
+    /// # Panics
+    ///
+    /// Where the tree has none of that name.
+    pub fn module(&self, name: &str) -> PathBuf {
+        let wanted = |path: &Path| {
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            file == format!("{name}.ko") || file == format!("{name}.ko.xz")
+        };
+        let mut folders = vec![self.root.join("usr/lib/modules"), self.root.join("lib/modules")];
+        while let Some(folder) = folders.pop() {
+            for path in entries(&folder) {
+                if path.is_dir() && !path.is_symlink() {
+                    folders.push(path);
+                } else if wanted(&path) {
+                    return path;
+                }
+            }
+        }
+        panic!("the unpacked tree has no module {name}: run `cargo xtask setup` again");
+    }
+
+    /// The module's bytes, decompressed with the `xz` program where they are compressed.
+    ///
+    /// # Panics
+    ///
+    /// Where the module cannot be read.
+    pub fn module_bytes(&self, name: &str) -> Vec<u8> {
+        let path = self.module(name);
+        if path.extension().is_some_and(|ending| ending == "xz") {
+            let output = Command::new("xz").arg("--decompress").arg("--stdout").arg(&path).output().expect("the program xz runs");
+            assert!(output.status.success(), "xz cannot decompress {}", path.display());
+            return output.stdout;
+        }
+        std::fs::read(&path).expect("a module of the unpacked tree can be read")
+    }
+
+    /// A command that starts the unpacked QEMU through its own dynamic loader, with its firmware paths set.
+    pub fn qemu(&self) -> Command {
+        let usr = self.root.join("usr");
+        let mut command = Command::new(usr.join("lib64/ld-linux-x86-64.so.2"));
+        command.arg("--library-path").arg(usr.join("lib/x86_64-linux-gnu")).arg(usr.join("bin/qemu-system-x86_64"));
+        command.arg("-L").arg(usr.join("share/qemu")).arg("-L").arg(usr.join("share/seabios"));
+        command
+    }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(folder).map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect()).unwrap_or_default()
+}
