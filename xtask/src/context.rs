@@ -22,8 +22,7 @@ pub struct Context {
 impl Context {
     /// Finds the repository from this program's own manifest, and the rest from the environment.
     pub fn find() -> Result<Self> {
-        let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
-            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+        let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
         let root = manifest.parent().ok_or_else(|| miette!("xtask's manifest has no parent folder"))?.to_path_buf();
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
         let cache = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {

@@ -32,17 +32,18 @@ impl Setup {
         &self.root
     }
 
-    /// The distribution's kernel (a bzImage).
+    /// The distribution's kernel (a bzImage): `usr/lib/modules/<version>/vmlinuz`.
     ///
     /// # Panics
     ///
     /// Where the tree has none.
     pub fn kernel(&self) -> PathBuf {
-        entries(&self.root.join("boot"))
+        entries(&self.root.join("usr/lib/modules"))
             .into_iter()
-            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+            .map(|version| version.join("vmlinuz"))
+            .filter(|kernel| kernel.exists())
             .max()
-            .expect("the unpacked tree has no boot/vmlinuz-*: run `cargo xtask setup` again")
+            .expect("the unpacked tree has no kernel: run `cargo xtask setup` again")
     }
 
     /// A kernel module by its name without ending, e.g. `vsock`; possibly still compressed (`.ko.xz`).
@@ -55,7 +56,7 @@ impl Setup {
             let file = path.file_name().unwrap_or_default().to_string_lossy();
             file == format!("{name}.ko") || file == format!("{name}.ko.xz")
         };
-        let mut folders = vec![self.root.join("usr/lib/modules"), self.root.join("lib/modules")];
+        let mut folders = vec![self.root.join("usr/lib/modules")];
         while let Some(folder) = folders.pop() {
             for path in entries(&folder) {
                 if path.is_dir() && !path.is_symlink() {
