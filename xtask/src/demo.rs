@@ -1,10 +1,199 @@
 //! `cargo xtask demo`: the main job, from a clean clone to a terminated enclave.
+//!
+//! Everything is done by the product's own commands, as a user would type them; each is shown, timed, and checked.
 
-use miette::Result;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use crate::context::Context;
+use miette::{IntoDiagnostic, Result, WrapErr, bail, ensure, miette};
+use serde_json::Value;
+
+use crate::context::{self, Context};
+use crate::test::Steps;
+use crate::{guest, setup};
+
+/// The port on which the sample application answers lines: `echo TEXT`, `pcrs`, `exit N`.
+const SAMPLE_PORT: &str = "5005";
+/// The last thing the sample application says before it serves.
+const READY: &str = "hello: listening";
+/// How long a TCG boot on a loaded machine may take before the demo gives up.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Runs the demo.
-pub fn run(_context: &Context) -> Result<()> {
-    miette::bail!("not there yet")
+pub fn run(context: &Context) -> Result<()> {
+    let mut steps = Steps::default();
+    steps.take("set up: QEMU and a Debian kernel", || setup::run(context))?;
+    steps.take("build nitroxide", || {
+        context::run(&mut context.cargo(["build", "--release", "--package", "nitroxide-cli"]))
+    })?;
+    steps.take("build the sample image", || guest::run(context))?;
+
+    let nitroxide = context.in_target("release/nitroxide");
+    let image = context.in_target("demo/hello.eif");
+    let expected = steps.take("measure the image", || {
+        let described = json(&nitroxide, &["describe-eif", "--eif-path", path(&image)?])?;
+        let pcrs = pcrs_of(&described["Measurements"])?;
+        for (name, value) in &pcrs {
+            println!("   {name} {value}");
+        }
+        Ok(pcrs)
+    })?;
+
+    let enclave = steps.take("launch", || Enclave::launch(&nitroxide, &image))?;
+    println!("   {} with CID {}", enclave.id, enclave.cid);
+    steps.take("boot: its console until the application serves", || enclave.show_console())?;
+    steps.take("vsock round trip from the host", || {
+        let answer = enclave.ask("echo Is anybody in there?")?;
+        println!("   sent `echo Is anybody in there?`, got `{}`", answer.trim());
+        ensure!(answer.trim() == "Is anybody in there?", "The sample application echoed something else: {answer:?}");
+        Ok(())
+    })?;
+    steps.take("compare: measured from the file, read from /dev/nsm inside", || {
+        let answer = enclave.ask("pcrs")?;
+        println!("{:<6}{:<34}{:<34}", "", "from the file", "from /dev/nsm inside");
+        for (name, value) in &expected {
+            let seen = answer
+                .lines()
+                .find_map(|line| line.trim().strip_prefix(name.as_str()))
+                .map(str::trim)
+                .ok_or_else(|| miette!("The sample application said nothing about {name}:\n{answer}"))?;
+            let verdict = if seen == value { "the same" } else { "DIFFERENT" };
+            println!("   {name} {}…  {}…  {verdict}", &value[..30.min(value.len())], &seen[..30.min(seen.len())]);
+            ensure!(seen == value, "{name} inside the enclave is {seen}, but the file measures {value}");
+        }
+        println!("   They agree.");
+        Ok(())
+    })?;
+    steps.take("terminate", || enclave.terminate())?;
+    steps.report();
+    println!("\nThe same by hand: {} run --eif-path {} --memory 256 --cpu-count 2", shown(&nitroxide), shown(&image));
+    Ok(())
+}
+
+/// A running enclave of the demo; terminated when dropped, so that a failed demo leaves nothing.
+struct Enclave<'a> {
+    nitroxide: &'a Path,
+    id: String,
+    cid: String,
+    ended: std::cell::Cell<bool>,
+}
+
+impl<'a> Enclave<'a> {
+    fn launch(nitroxide: &'a Path, image: &Path) -> Result<Self> {
+        let arguments = ["run-enclave", "--device", "local", "--eif-path", path(image)?, "--cpu-count", "2", "--memory", "256"];
+        let launched = json(nitroxide, &arguments)?;
+        let id = launched["EnclaveID"].as_str().ok_or_else(|| miette!("run-enclave's answer has no EnclaveID: {launched}"))?.to_owned();
+        Ok(Self { nitroxide, id, cid: launched["EnclaveCID"].to_string(), ended: std::cell::Cell::new(false) })
+    }
+
+    fn show_console(&self) -> Result<()> {
+        let mut follower = Command::new(self.nitroxide)
+            .args(["logs", "--follow", "--enclave-id", &self.id])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .into_diagnostic()
+            .wrap_err("Starting nitroxide logs")?;
+        let console = follower.stdout.take().ok_or_else(|| miette!("nitroxide logs has no output"))?;
+        let (lines, received) = std::sync::mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
+                if lines.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        let outcome = follow(&received);
+        drop(received);
+        let _already_ended = follower.kill();
+        let _status = follower.wait();
+        let _joined = reader.join();
+        outcome
+    }
+
+    fn ask(&self, question: &str) -> Result<String> {
+        let mut client = Command::new(self.nitroxide)
+            .args(["vsock", "connect", &self.cid, SAMPLE_PORT])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .into_diagnostic()
+            .wrap_err("Starting nitroxide vsock connect")?;
+        let mut input = client.stdin.take().ok_or_else(|| miette!("nitroxide vsock connect has no input"))?;
+        writeln!(input, "{question}").into_diagnostic()?;
+        drop(input);
+        let output = client.wait_with_output().into_diagnostic()?;
+        ensure!(output.status.success(), "nitroxide vsock connect failed: {}", output.status);
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn terminate(&self) -> Result<()> {
+        self.ended.set(true);
+        let answer = json(self.nitroxide, &["terminate-enclave", "--enclave-id", &self.id])?;
+        ensure!(answer["Terminated"] == Value::Bool(true), "terminate-enclave answered {answer}");
+        let left = json(self.nitroxide, &["describe-enclaves"])?;
+        let is_ours = |enclave: &Value| enclave["EnclaveID"] == Value::String(self.id.clone());
+        ensure!(!left.as_array().is_some_and(|enclaves| enclaves.iter().any(is_ours)), "The enclave is still described: {left}");
+        println!("   terminated, nothing is left of it");
+        Ok(())
+    }
+}
+
+impl Drop for Enclave<'_> {
+    fn drop(&mut self) {
+        if !self.ended.get() {
+            let _best_effort = Command::new(self.nitroxide)
+                .args(["terminate-enclave", "--enclave-id", &self.id])
+                .stdout(Stdio::null())
+                .status();
+        }
+    }
+}
+
+fn follow(received: &std::sync::mpsc::Receiver<String>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match received.recv_timeout(left) {
+            Ok(line) => {
+                println!("   | {line}");
+                if line.contains(READY) {
+                    return Ok(());
+                }
+            }
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => bail!("The application did not serve within {} s", PATIENCE.as_secs()),
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => bail!("The enclave ended before its application served"),
+        }
+    }
+}
+
+fn json(nitroxide: &Path, arguments: &[&str]) -> Result<Value> {
+    let mut command = Command::new(nitroxide);
+    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::inherit());
+    println!("   $ nitroxide {}", arguments.join(" "));
+    let output = command.output().into_diagnostic().wrap_err_with(|| format!("Starting `{}`", context::show(&command)))?;
+    ensure!(output.status.success(), "`nitroxide {}` failed: {}", arguments.join(" "), output.status);
+    serde_json::from_slice(&output.stdout).into_diagnostic().wrap_err("Its answer is not JSON")
+}
+
+fn pcrs_of(measurements: &Value) -> Result<Vec<(String, String)>> {
+    ["PCR0", "PCR1", "PCR2"]
+        .into_iter()
+        .map(|name| {
+            let value = measurements[name].as_str().ok_or_else(|| miette!("The image's description has no {name}"))?;
+            Ok((name.to_owned(), value.to_owned()))
+        })
+        .collect()
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| miette!("The path {} is not UTF-8", path.display()))
+}
+
+/// A path as one would type it from the repository.
+fn shown(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(&here).unwrap_or(path).display().to_string()
 }
