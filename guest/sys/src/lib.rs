@@ -1,0 +1,10 @@
+//! The few system calls of a guest program that std and rustix lack.
+//!
+//! [`vsock`]: AF_VSOCK streams; [`nsm`]: one request to `/dev/nsm`; [`signals`]: waiting for signals as PID 1 does;
+//! [`net`]: bringing up the loopback interface. Everything is blocking and small: the users are static programs that run
+//! inside an enclave (`guest/init`, `guest/hello`, `guest/probe`). Each module that needs `unsafe` says why.
+
+pub mod net;
+pub mod nsm;
+pub mod signals;
+pub mod vsock;
