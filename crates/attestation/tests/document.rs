@@ -1,5 +1,7 @@
 //! Documents as a stranger sees them: decoded with another CBOR library, verified with the key of the certificate.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
 use ciborium::Value;
 use nitroxide_attestation::{Claims, LEAF_VALIDITY_MS, Signer};
 use p384::ecdsa::signature::Verifier as _;
