@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod images;
 mod programs;
 mod setup;
 

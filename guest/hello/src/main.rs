@@ -69,6 +69,7 @@ fn greet() {
     println!("hello: Linux {} on {}", kernel.release().to_string_lossy(), kernel.machine().to_string_lossy());
     println!("hello: {processors} vCPUs, {} MiB of memory", memory_mib());
     match vsock::local_cid() {
+        Ok(vsock::ANY_CID) => println!("hello: no CID: no vsock device"),
         Ok(cid) => println!("hello: my CID is {cid}"),
         Err(error) => println!("hello: no CID: {error}"),
     }

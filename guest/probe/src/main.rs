@@ -37,8 +37,12 @@ fn run(word: &str, number: u64) -> io::Result<u8> {
         // Ends ourselves by that signal.
         "signal" => {
             let signal = i32::try_from(number).ok().and_then(Signal::from_named_raw);
-            kill_process(getpid(), signal.ok_or_else(|| io::Error::other("no such signal"))?)?;
-            thread::sleep(Duration::from_secs(60));
+            let signal = signal.ok_or_else(|| io::Error::other("no such signal"))?;
+            // More than once: Rust's own handler for SIGSEGV only restores the default action at the first.
+            loop {
+                kill_process(getpid(), signal)?;
+                thread::sleep(Duration::from_millis(10));
+            }
         }
         // A kernel panic: what a broken guest does (Documentation/admin-guide/sysrq.rst).
         "panic" => fs::write("/proc/sysrq-trigger", "c")?,
