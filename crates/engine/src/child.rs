@@ -1,0 +1,317 @@
+//! The new process between clone and exec: it confines itself, then becomes QEMU.
+//!
+//! [`start`] clones; the child runs [`Prepared::become_program`], which only makes system calls on values made ready before: another thread may have held
+//! any lock at the clone, so nothing there may allocate, lock or panic. Parent and child talk over a socket pair until the exec closes it.
+//! Neighbours: `spawn` owns the thread that calls this. Sources: clone(2), user_namespaces(7), prctl(2). Reasons: docs/engine.md, "Confinement".
+
+#![expect(unsafe_code, reason = "between clone and exec only bare system calls are allowed")]
+
+use std::ffi::{CString, c_char, c_int, c_long};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use crate::confinement::Isolation;
+
+/// The unprivileged user and group that a root launcher's VM runs as: `nobody`, which owns no files (the kernel's overflow id).
+pub(crate) const NOBODY: u32 = 65534;
+
+/// Every namespace but the user one.
+const NAMESPACES: c_int = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWPID | libc::CLONE_NEWUTS;
+
+/// What the parent tells the child: the user mapping is written.
+const MAPPED: u8 = b'm';
+/// What the parent tells the child: it is alive, so its death will be noticed; go on.
+const GO: u8 = b'g';
+/// What the child tells its parent: the signal for its parent's death is set.
+pub(crate) const READY: u8 = b'r';
+/// What the child tells its parent before it gives up; a [`Step`] and an errno follow.
+pub(crate) const FAILED: u8 = b'f';
+
+/// Where the child can fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Step {
+    /// Giving up root.
+    DropRoot = 1,
+    /// Setting its limits and signals.
+    Prepare = 2,
+    /// Arranging its file descriptors.
+    Descriptors = 3,
+    /// Becoming the program.
+    Exec = 4,
+}
+
+impl Step {
+    pub(crate) fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::DropRoot,
+            2 => Self::Prepare,
+            3 => Self::Descriptors,
+            _ => Self::Exec,
+        }
+    }
+}
+
+/// Everything the child needs, made ready before the clone.
+///
+/// # Invariants
+///
+/// `arguments` and `environment` end with a null pointer; all other pointers in them point into strings that `_strings` owns.
+pub(crate) struct Prepared {
+    program: CString,
+    arguments: Vec<*const c_char>,
+    environment: Vec<*const c_char>,
+    _strings: Vec<CString>,
+    /// File descriptors that survive the exec under their numbers, all at least 3.
+    pub keep: Vec<RawFd>,
+    /// Becomes standard input and output.
+    pub null: RawFd,
+    /// Becomes standard error.
+    pub stderr: RawFd,
+    /// Whether to become [`NOBODY`].
+    pub drop_root: bool,
+    /// The child's end of the socket pair.
+    pub child_end: RawFd,
+    /// The parent's end: closed by the child, so that it sees its parent's death as an end of file.
+    pub parent_end: RawFd,
+}
+
+impl Prepared {
+    /// Makes a program ready to be started with these arguments (the first is its name) and this environment.
+    pub(crate) fn new(program: CString, arguments: Vec<CString>, environment: Vec<CString>) -> Self {
+        let pointers = |strings: &[CString]| strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>();
+        let (argument_pointers, environment_pointers) = (pointers(&arguments), pointers(&environment));
+        // INVARIANT: moving a CString does not move its bytes.
+        let strings = arguments.into_iter().chain(environment).collect();
+        Self {
+            program,
+            arguments: argument_pointers,
+            environment: environment_pointers,
+            _strings: strings,
+            keep: Vec::new(),
+            null: -1,
+            stderr: -1,
+            drop_root: false,
+            child_end: -1,
+            parent_end: -1,
+        }
+    }
+
+    /// The child's whole life until it is QEMU. Only system calls from here on.
+    fn become_program(&self, isolation: Isolation) -> ! {
+        close(self.parent_end);
+        if isolation == Isolation::Full && !self.hears(MAPPED) {
+            exit();
+        }
+        if self.drop_root && !drop_root() {
+            self.fail(Step::DropRoot);
+        }
+        // After the change of user, which would reset it.
+        if !prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL.unsigned_abs().into()) || !prctl(libc::PR_SET_NO_NEW_PRIVS, 1) {
+            self.fail(Step::Prepare);
+        }
+        // The parent may have died before the signal was set: then nobody answers. If it answers, its death comes later and is noticed.
+        if !self.says(&[READY]) || !self.hears(GO) {
+            exit();
+        }
+        if !prepare_process() {
+            self.fail(Step::Prepare);
+        }
+        if isolation != Isolation::Nothing {
+            make_mounts_private();
+        }
+        if !self.arrange_descriptors() {
+            self.fail(Step::Descriptors);
+        }
+        // SAFETY: program, arguments and environment are NUL-terminated strings in null-terminated arrays (invariant of the type).
+        unsafe { libc::execve(self.program.as_ptr(), self.arguments.as_ptr(), self.environment.as_ptr()) };
+        self.fail(Step::Exec)
+    }
+
+    /// Standard streams, and nothing else but what was asked for.
+    fn arrange_descriptors(&self) -> bool {
+        if !(dup2(self.null, 0) && dup2(self.null, 1) && dup2(self.stderr, 2)) {
+            return false;
+        }
+        // SAFETY: the call takes three numbers; descriptors are only marked.
+        let marked =
+            unsafe { libc::syscall(libc::SYS_close_range, 3 as c_long, c_long::from(u32::MAX), c_long::from(libc::CLOSE_RANGE_CLOEXEC)) };
+        if marked != 0 {
+            // Linux before 5.11: one by one, as far as a process usually goes.
+            for descriptor in 3..4096 {
+                // SAFETY: setting a flag on a descriptor, or EBADF.
+                unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
+            }
+        }
+        // SAFETY: clearing a flag on descriptors that the caller owns.
+        self.keep.iter().all(|&descriptor| unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) } == 0)
+    }
+
+    fn says(&self, bytes: &[u8]) -> bool {
+        // SAFETY: the buffer is readable for its length.
+        let sent = unsafe { libc::send(self.child_end, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
+        usize::try_from(sent) == Ok(bytes.len())
+    }
+
+    fn hears(&self, expected: u8) -> bool {
+        let mut byte = 0_u8;
+        // SAFETY: the buffer is one writable byte.
+        let got = unsafe { libc::read(self.child_end, ptr::from_mut(&mut byte).cast(), 1) };
+        got == 1 && byte == expected
+    }
+
+    fn fail(&self, step: Step) -> ! {
+        // SAFETY: errno is this thread's own.
+        let errno = unsafe { *libc::__errno_location() };
+        let [a, b, c, d] = errno.to_ne_bytes();
+        self.says(&[FAILED, step as u8, a, b, c, d]);
+        exit()
+    }
+}
+
+/// A started child: QEMU to be.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub pid: libc::pid_t,
+    pub pidfd: OwnedFd,
+    pub isolation: Isolation,
+}
+
+/// Clones into the strongest isolation this host allows and lets the child run up to its first question.
+///
+/// The calling thread must have all signals blocked and must live as long as the process: its end kills the child.
+///
+/// # Errors
+///
+/// The errno of the last clone.
+pub(crate) fn start(prepared: &Prepared) -> std::io::Result<Child> {
+    let mut last = std::io::Error::from_raw_os_error(libc::EINVAL);
+    for (isolation, flags) in
+        [(Isolation::Full, NAMESPACES | libc::CLONE_NEWUSER), (Isolation::WithoutUser, NAMESPACES), (Isolation::Nothing, 0)]
+    {
+        match clone(flags) {
+            Ok(None) => prepared.become_program(isolation),
+            Ok(Some((pid, pidfd))) => return Ok(Child { pid, pidfd, isolation }),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Writes the child's user mapping where it has a user namespace and needs one, and lets it go on.
+///
+/// # Errors
+///
+/// Where the child is gone or the mapping is refused.
+pub(crate) fn map_users(child: &Child, prepared: &Prepared, parent_end: BorrowedFd<'_>) -> std::io::Result<()> {
+    if child.isolation != Isolation::Full {
+        return Ok(());
+    }
+    if prepared.drop_root {
+        for file in ["uid_map", "gid_map"] {
+            std::fs::write(format!("/proc/{}/{file}", child.pid), format!("{NOBODY} {NOBODY} 1"))?;
+        }
+    }
+    rustix::io::write(parent_end, &[MAPPED])?;
+    Ok(())
+}
+
+/// Blocks every signal for the calling thread, so that no handler of the host program runs in a child.
+pub(crate) fn block_signals() {
+    let all: u64 = u64::MAX;
+    // SAFETY: the kernel's signal set is 8 bytes long.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, c_long::from(libc::SIG_SETMASK), &raw const all, ptr::null::<u64>(), size_of::<u64>());
+    };
+}
+
+/// Tells the child that its parent lives.
+///
+/// # Errors
+///
+/// Where the child is gone.
+pub(crate) fn let_go(parent_end: BorrowedFd<'_>) -> std::io::Result<()> {
+    rustix::io::write(parent_end, &[GO])?;
+    Ok(())
+}
+
+/// Like fork, with a pidfd: in the child none, in the parent the child.
+fn clone(flags: c_int) -> std::io::Result<Option<(libc::pid_t, OwnedFd)>> {
+    let mut pidfd: c_int = -1;
+    let flags = c_long::from(flags | libc::CLONE_PIDFD | libc::SIGCHLD);
+    let none: c_long = 0;
+    // SAFETY: without CLONE_VM the child gets a copy of everything, like after fork; a null stack keeps the current one. `pidfd` outlives the call.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, ptr::from_mut(&mut pidfd), none, none) };
+    match libc::pid_t::try_from(pid) {
+        Ok(0) => Ok(None),
+        Ok(pid) if pid > 0 => {
+            // SAFETY: the kernel has just made this descriptor for us.
+            Ok(Some((pid, unsafe { OwnedFd::from_raw_fd(pidfd) })))
+        }
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Becomes [`NOBODY`] with no other groups and so without capabilities.
+fn drop_root() -> bool {
+    // In a user namespace of its own the child may be refused an empty list of groups; the mapping then hides those it has.
+    // SAFETY: an empty list.
+    unsafe { libc::syscall(libc::SYS_setgroups, 0 as c_long, ptr::null::<libc::gid_t>()) };
+    let id = c_long::from(NOBODY);
+    // SAFETY: plain numbers; the bare call changes this only thread, where libc would signal others.
+    let group = unsafe { libc::syscall(libc::SYS_setresgid, id, id, id) };
+    // SAFETY: as above.
+    let user = unsafe { libc::syscall(libc::SYS_setresuid, id, id, id) };
+    group == 0 && user == 0
+}
+
+/// A session of its own, no core dumps, default signals, a neutral working directory.
+fn prepare_process() -> bool {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `none` is a valid limit.
+    let limited = unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) } == 0;
+    // SAFETY: no arguments; fails only for a group leader, which a new child is not.
+    unsafe { libc::setsid() };
+    // SAFETY: a NUL-terminated constant.
+    let moved = unsafe { libc::chdir(c"/".as_ptr()) } == 0;
+    // SAFETY: resets a disposition; Rust programs ignore SIGPIPE, which exec would keep.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let no_signals: u64 = 0;
+    // SAFETY: the kernel's signal set is 8 bytes long; the parent's thread had blocked all.
+    let unblocked = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            c_long::from(libc::SIG_SETMASK),
+            &raw const no_signals,
+            ptr::null::<u64>(),
+            size_of::<u64>(),
+        )
+    } == 0;
+    limited && moved && unblocked
+}
+
+/// Nothing mounted here shows outside. Refused where a policy denies it; the namespace alone then has no effect, and does no harm.
+fn make_mounts_private() {
+    // SAFETY: a NUL-terminated path, and null where mount(2) takes none for a change of propagation.
+    unsafe { libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), libc::MS_REC | libc::MS_PRIVATE, ptr::null()) };
+}
+
+fn prctl(option: c_int, argument: u64) -> bool {
+    // SAFETY: the options used here take one number.
+    unsafe { libc::prctl(option, argument, 0_u64, 0_u64, 0_u64) == 0 }
+}
+
+fn dup2(from: RawFd, to: RawFd) -> bool {
+    // SAFETY: this process has one thread; the numbers are its standard streams.
+    unsafe { libc::dup2(from, to) == to }
+}
+
+fn close(descriptor: RawFd) {
+    // SAFETY: this process is a copy in which nobody uses the descriptor.
+    unsafe { libc::close(descriptor) };
+}
+
+fn exit() -> ! {
+    // SAFETY: ends this process without running anything of the parent's.
+    unsafe { libc::_exit(127) }
+}

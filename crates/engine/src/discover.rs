@@ -1,0 +1,345 @@
+//! Which QEMU runs the enclaves: found, asked what it can do, and remembered.
+//!
+//! Order: `$NITROXIDE_QEMU`, the one in PATH, the one that `cargo xtask setup` unpacked (with its own dynamic loader). One that lacks the device for
+//! /dev/nsm gives way to a later one that has it, and says so. The question (`-device help`) costs 20 ms and is asked once per process and file.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use displaydoc::Display;
+use thiserror::Error;
+
+use crate::arguments::SANDBOX;
+
+/// The emulator's file name.
+const NAME: &str = "qemu-system-x86_64";
+
+/// Where to look for QEMU. [`Discovery::default`] takes everything from the environment.
+#[derive(Debug, Clone)]
+pub struct Discovery {
+    /// The user's own choice: used whatever else is there.
+    pub chosen: Option<PathBuf>,
+    /// Folders to search, `:` between them, as in `$PATH`.
+    pub path: Option<OsString>,
+    /// The root folder of an unpacked tree, as [`setup_root`] gives it.
+    pub setup: Option<PathBuf>,
+}
+
+impl Default for Discovery {
+    /// `$NITROXIDE_QEMU`, `$PATH` and [`setup_root`].
+    fn default() -> Self {
+        let chosen = std::env::var_os("NITROXIDE_QEMU").filter(|path| !path.is_empty()).map(PathBuf::from);
+        Self { chosen, path: std::env::var_os("PATH"), setup: setup_root() }
+    }
+}
+
+/// The tree that `cargo xtask setup` made: `$NITROXIDE_SETUP/root`, else the nearest `setup/root` above the running program.
+pub fn setup_root() -> Option<PathBuf> {
+    if let Some(setup) = std::env::var_os("NITROXIDE_SETUP").filter(|path| !path.is_empty()) {
+        return Some(PathBuf::from(setup).join("root"));
+    }
+    let program = std::env::current_exe().ok()?;
+    program.ancestors().map(|folder| folder.join("setup/root")).find(|root| root.join("usr/bin").join(NAME).exists())
+}
+
+/// A QEMU that can run enclaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Qemu {
+    /// The emulator's file.
+    pub path: PathBuf,
+    /// The unpacked tree it belongs to, with a dynamic loader and libraries of its own; none for an installed one.
+    pub tree: Option<PathBuf>,
+    /// Whether it has `vhost-user-test-device`, by which a guest gets /dev/nsm.
+    pub has_nsm_device: bool,
+    /// Whether it can filter its own system calls.
+    pub has_sandbox: bool,
+    /// What the user should know about the choice; empty where there is nothing to say.
+    pub notes: Vec<String>,
+}
+
+/// No QEMU that can run enclaves.
+#[derive(Debug, Display, Error)]
+#[non_exhaustive]
+pub enum DiscoverError {
+    /// No QEMU found: install qemu-system-x86 (11 or newer), run `cargo xtask setup`, or set NITROXIDE_QEMU to the emulator's path.
+    Missing,
+    /// NITROXIDE_QEMU names {path}, which cannot be executed: {reason}. Set it to a qemu-system-x86_64, or unset it.
+    NotExecutable {
+        /// What the variable says.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// {path} does not answer like QEMU ({status}). It printed: {output}
+    Broken {
+        /// The program.
+        path: PathBuf,
+        /// How it ended.
+        status: String,
+        /// What it printed, shortened.
+        output: String,
+    },
+    /// {path} is too old for enclaves: it lacks vhost-user-vsock-device. Use QEMU 11 or newer.
+    TooOld {
+        /// The program.
+        path: PathBuf,
+    },
+}
+
+impl Qemu {
+    /// Finds the QEMU to be used.
+    ///
+    /// # Errors
+    ///
+    /// [`DiscoverError`]: nothing found, or the user's own choice does not work.
+    pub fn find(discovery: &Discovery) -> Result<Self, DiscoverError> {
+        if let Some(chosen) = &discovery.chosen {
+            return Self::chosen(chosen);
+        }
+        let mut notes = Vec::new();
+        let mut second_best: Option<Self> = None;
+        for place in in_path(discovery.path.as_ref()).into_iter().chain(in_setup(discovery.setup.as_deref())) {
+            match Self::ask(place) {
+                Ok(mut qemu) if qemu.has_nsm_device => {
+                    qemu.notes = notes;
+                    return Ok(qemu);
+                }
+                Ok(qemu) => {
+                    notes.push(format!(
+                        "{} has no vhost-user-test-device (QEMU 11 has): without it enclaves have no /dev/nsm.",
+                        qemu.path.display()
+                    ));
+                    second_best.get_or_insert(qemu);
+                }
+                Err(error) => notes.push(error.to_string()),
+            }
+        }
+        match second_best {
+            Some(qemu) => Ok(Self { notes, ..qemu }),
+            None => Err(DiscoverError::Missing),
+        }
+    }
+
+    /// A command that starts this QEMU by itself, to ask it something.
+    pub fn command(&self) -> Command {
+        Place { path: self.path.clone(), tree: self.tree.clone() }.command()
+    }
+
+    fn chosen(path: &Path) -> Result<Self, DiscoverError> {
+        let refuse = |reason: String| DiscoverError::NotExecutable { path: path.to_owned(), reason };
+        let metadata = std::fs::metadata(path).map_err(|error| refuse(error.to_string()))?;
+        if !metadata.is_file() {
+            return Err(refuse("it is not a file".to_owned()));
+        }
+        if metadata.permissions().mode() & 0o111 == 0 {
+            return Err(refuse("its mode does not allow execution".to_owned()));
+        }
+        let path = std::fs::canonicalize(path).map_err(|error| refuse(error.to_string()))?;
+        let qemu = Self::ask(Place { tree: tree_of(&path), path })?;
+        if qemu.has_nsm_device {
+            return Ok(qemu);
+        }
+        let note = format!("{} has no vhost-user-test-device (QEMU 11 has): enclaves have no /dev/nsm.", qemu.path.display());
+        Ok(Self { notes: vec![note], ..qemu })
+    }
+
+    fn ask(place: Place) -> Result<Self, DiscoverError> {
+        /// What a file answered, by its path, time of change in nanoseconds and size.
+        type Answers = HashMap<(PathBuf, i128, u64), Abilities>;
+        static KNOWN: Mutex<Option<Answers>> = Mutex::new(None);
+        let key = std::fs::metadata(&place.path).ok().map(|metadata| {
+            (place.path.clone(), i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()), metadata.size())
+        });
+        let lock = || KNOWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let remembered = key.as_ref().and_then(|key| lock().as_ref()?.get(key).copied());
+        let abilities = match remembered {
+            Some(abilities) => abilities,
+            None => {
+                let abilities = place.abilities()?;
+                if let Some(key) = key {
+                    lock().get_or_insert_default().insert(key, abilities);
+                }
+                abilities
+            }
+        };
+        if !abilities.vsock {
+            return Err(DiscoverError::TooOld { path: place.path });
+        }
+        Ok(Self { path: place.path, tree: place.tree, has_nsm_device: abilities.nsm, has_sandbox: abilities.sandbox, notes: Vec::new() })
+    }
+}
+
+/// What one QEMU can do.
+#[derive(Debug, Clone, Copy)]
+struct Abilities {
+    vsock: bool,
+    nsm: bool,
+    sandbox: bool,
+}
+
+/// A QEMU before it was asked anything.
+#[derive(Debug, Clone)]
+struct Place {
+    path: PathBuf,
+    tree: Option<PathBuf>,
+}
+
+impl Place {
+    fn command(&self) -> Command {
+        match &self.tree {
+            None => Command::new(&self.path),
+            Some(tree) => {
+                let mut command = Command::new(loader(tree));
+                command.arg("--library-path").arg(libraries(tree)).arg(&self.path);
+                command
+            }
+        }
+    }
+
+    fn abilities(&self) -> Result<Abilities, DiscoverError> {
+        let ask = |sandbox: bool| {
+            let mut command = self.command();
+            if sandbox {
+                command.args(["-sandbox", SANDBOX]);
+            }
+            command.args(["-device", "help"]).stdin(Stdio::null()).env_clear().output()
+        };
+        let broken = |status: String, output: &[u8]| {
+            let text = String::from_utf8_lossy(output);
+            let output = if text.trim().is_empty() { "nothing".to_owned() } else { text.trim().chars().take(400).collect() };
+            DiscoverError::Broken { path: self.path.clone(), status, output }
+        };
+        let first = ask(true).map_err(|error| broken(error.to_string(), b""))?;
+        let (sandbox, answer) =
+            if first.status.success() { (true, first) } else { (false, ask(false).map_err(|error| broken(error.to_string(), b""))?) };
+        if !answer.status.success() {
+            return Err(broken(answer.status.to_string(), if answer.stderr.is_empty() { &answer.stdout } else { &answer.stderr }));
+        }
+        let text = String::from_utf8_lossy(&answer.stdout);
+        if !text.contains("name \"") {
+            return Err(broken("it lists no devices".to_owned(), &answer.stdout));
+        }
+        let has = |device: &str| text.contains(&format!("name \"{device}\""));
+        Ok(Abilities { vsock: has("vhost-user-vsock-device"), nsm: has("vhost-user-test-device"), sandbox })
+    }
+}
+
+/// The dynamic loader of an unpacked tree.
+pub(crate) fn loader(tree: &Path) -> PathBuf {
+    tree.join("usr/lib64/ld-linux-x86-64.so.2")
+}
+
+/// The folder with an unpacked tree's libraries.
+pub(crate) fn libraries(tree: &Path) -> PathBuf {
+    tree.join("usr/lib/x86_64-linux-gnu")
+}
+
+/// The tree a program belongs to, where it is one with its own loader and not the host's.
+fn tree_of(path: &Path) -> Option<PathBuf> {
+    let tree = path.parent().filter(|bin| bin.ends_with("usr/bin"))?.ancestors().nth(2)?;
+    (tree != Path::new("/") && loader(tree).exists()).then(|| tree.to_owned())
+}
+
+fn in_path(path: Option<&OsString>) -> Vec<Place> {
+    let Some(path) = path else { return Vec::new() };
+    std::env::split_paths(path)
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(NAME))
+        .find(|file| std::fs::metadata(file).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0))
+        .map(|path| Place { tree: tree_of(&path), path })
+        .into_iter()
+        .collect()
+}
+
+fn in_setup(setup: Option<&Path>) -> Option<Place> {
+    // Its real place: the folder may be replaced by a newer one while enclaves run.
+    let tree = std::fs::canonicalize(setup?).ok()?;
+    let path = tree.join("usr/bin").join(NAME);
+    path.exists().then_some(Place { path, tree: Some(tree) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nothing() -> Discovery {
+        Discovery { chosen: None, path: None, setup: None }
+    }
+
+    fn script(folder: &Path, name: &str, text: &str) -> PathBuf {
+        let path = folder.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn nothing_anywhere_is_missing() {
+        assert!(matches!(Qemu::find(&nothing()), Err(DiscoverError::Missing)));
+        let empty = Discovery { path: Some("/nonexistent:relative".into()), setup: Some("/nonexistent".into()), ..nothing() };
+        let error = Qemu::find(&empty).unwrap_err().to_string();
+        assert!(error.contains("cargo xtask setup") && error.contains("NITROXIDE_QEMU"), "{error}");
+    }
+
+    #[test]
+    fn a_choice_that_cannot_be_executed_is_named() {
+        for (path, reason) in [("/nonexistent/qemu", "No such file"), ("/etc/passwd", "execution"), ("/tmp", "not a file")] {
+            let error = Qemu::find(&Discovery { chosen: Some(path.into()), ..nothing() }).unwrap_err();
+            assert!(matches!(error, DiscoverError::NotExecutable { .. }), "{error:?}");
+            assert!(error.to_string().contains(path) && error.to_string().contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_choice_that_is_no_qemu_is_broken() {
+        for path in ["/bin/false", "/bin/true"] {
+            let error = Qemu::find(&Discovery { chosen: Some(path.into()), ..nothing() }).unwrap_err();
+            assert!(matches!(error, DiscoverError::Broken { .. }), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn one_without_the_nsm_device_gives_way_and_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, tree) = (folder.path().join("path"), folder.path().join("tree"));
+        for folder in [path.clone(), tree.join("usr/bin"), tree.join("usr/lib64")] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        script(&path, NAME, "echo 'name \"vhost-user-vsock-device\"'");
+        script(&tree.join("usr/bin"), NAME, "exit 1");
+        // The "loader" gets --library-path and the emulator's path: it answers for it.
+        script(&tree.join("usr/lib64"), "ld-linux-x86-64.so.2", "echo 'name \"vhost-user-vsock-device\" name \"vhost-user-test-device\"'");
+        let discovery = Discovery { chosen: None, path: Some(path.clone().into()), setup: Some(tree.clone()) };
+        let qemu = Qemu::find(&discovery).unwrap();
+        assert_eq!(qemu.tree, Some(std::fs::canonicalize(&tree).unwrap()));
+        assert!(qemu.notes[0].contains("vhost-user-test-device"), "{:?}", qemu.notes);
+
+        let alone = Qemu::find(&Discovery { setup: None, ..discovery }).unwrap();
+        assert!(!alone.has_nsm_device && alone.tree.is_none() && alone.notes.len() == 1, "{alone:?}");
+    }
+
+    #[test]
+    fn one_without_vsock_is_too_old() {
+        let folder = tempfile::tempdir().unwrap();
+        let chosen = script(folder.path(), "old", "echo 'name \"virtio-blk-device\"'");
+        assert!(matches!(Qemu::find(&Discovery { chosen: Some(chosen), ..nothing() }), Err(DiscoverError::TooOld { .. })));
+    }
+
+    #[test]
+    fn an_answer_is_remembered_until_the_file_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let count = folder.path().join("count");
+        let text = format!("echo x >> {}; echo 'name \"vhost-user-vsock-device\"'", count.display());
+        let chosen = Discovery { chosen: Some(script(folder.path(), "qemu", &text)), ..nothing() };
+        Qemu::find(&chosen).unwrap();
+        Qemu::find(&chosen).unwrap();
+        assert_eq!(std::fs::read_to_string(&count).unwrap().lines().count(), 1);
+        script(folder.path(), "qemu", &format!("{text} # changed"));
+        Qemu::find(&chosen).unwrap();
+        assert_eq!(std::fs::read_to_string(&count).unwrap().lines().count(), 2);
+    }
+}

@@ -1,0 +1,258 @@
+//! The engine: one call from a specification to a running VM.
+//!
+//! [`Engine::launch`] checks the [`VmSpec`], chooses accelerator and clock, starts QEMU confined and waits until its guest runs. Everything it opened goes
+//! to the VM or is closed again. Neighbours: `discover`, `accelerate`, `arguments`, `spawn`, `vm`.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use displaydoc::Display;
+use thiserror::Error;
+
+use crate::accelerate::{self, Choice};
+use crate::arguments::{self, Machine, Run};
+use crate::bzimage;
+use crate::confinement::Confinement;
+use crate::discover::{self, DiscoverError, Discovery, Qemu};
+use crate::spawn::{self, Plan, SpawnError};
+use crate::spec::{FileRange, MAX_COMMAND_LINE_BYTES, SpecError, VmSpec};
+use crate::tsc;
+use crate::vm::{Started, Vm};
+
+/// How long QEMU may take to build the machine before it is given up; it takes 0.1 s on an idle host.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Starts VMs. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    /// None = without a VM.
+    qemu: Option<Arc<Qemu>>,
+}
+
+/// A VM that could not be launched. Nothing is left of it.
+#[derive(Debug, Display, Error)]
+#[non_exhaustive]
+pub enum LaunchError {
+    /// The VM cannot be launched as specified
+    Spec(#[source] SpecError),
+    /// KVM was demanded but does not work: {0}. Use the accelerator `auto` or `tcg`.
+    Kvm(String),
+    /// {0} has no vhost-user-test-device, which gives a guest /dev/nsm. Use QEMU 11 or newer.
+    NoNsmDevice(PathBuf),
+    /// {path} could not be started as the VM's process
+    Spawn {
+        /// The emulator.
+        path: PathBuf,
+        /// What failed.
+        #[source]
+        source: SpawnError,
+    },
+    /// {path} ended before its guest ran. {detail}
+    DiedAtStart {
+        /// The emulator.
+        path: PathBuf,
+        /// How it ended, and its last messages.
+        detail: String,
+    },
+    /// {path} did not start its guest within {seconds} s and was stopped.
+    Silent {
+        /// The emulator.
+        path: PathBuf,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// The host gave no resources for a VM: {what}
+    Host {
+        /// What was asked for.
+        what: &'static str,
+        /// Its answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Engine {
+    /// Finds a QEMU that works here.
+    ///
+    /// # Errors
+    ///
+    /// [`DiscoverError`]: what is missing or wrong, and what to do.
+    pub fn discover(discovery: &Discovery) -> Result<Self, DiscoverError> {
+        tsc::begin();
+        Ok(Self { qemu: Some(Arc::new(Qemu::find(discovery)?)) })
+    }
+
+    /// An engine without a VM: what it launches does nothing until it is stopped. For conformance runs, where any bytes are an image.
+    pub fn none() -> Self {
+        Self { qemu: None }
+    }
+
+    /// The QEMU in use; none for an engine without a VM.
+    pub fn qemu(&self) -> Option<&Qemu> {
+        self.qemu.as_deref()
+    }
+
+    /// Whether its guests can have /dev/nsm. An engine without a VM takes the socket and ignores it.
+    pub fn has_nsm_device(&self) -> bool {
+        self.qemu.as_ref().is_none_or(|qemu| qemu.has_nsm_device)
+    }
+
+    /// Whether KVM truly works on this host; if not, why. Asked once per process; takes up to 0.5 s where a fake KVM must be found out.
+    ///
+    /// # Errors
+    ///
+    /// The reason, as a phrase for people.
+    pub fn kvm() -> Result<(), String> {
+        accelerate::kvm_works().clone()
+    }
+
+    /// Starts a VM and returns once its guest runs. The backends of its device sockets must be running already.
+    ///
+    /// # Errors
+    ///
+    /// [`LaunchError`]; nothing is left of the VM then.
+    pub fn launch(&self, spec: VmSpec) -> Result<Vm, LaunchError> {
+        let Some(qemu) = &self.qemu else { return Ok(Vm::without_process()) };
+        spec.check().map_err(LaunchError::Spec)?;
+        if spec.nsm.is_some() && !qemu.has_nsm_device {
+            return Err(LaunchError::NoNsmDevice(qemu.path.clone()));
+        }
+        let choice = choose(&spec)?;
+        let command_line = command_line(&spec, &choice)?;
+        let (qmp, qmp_end) = socket_pair()?;
+        let (console, console_end) = socket_pair()?;
+        let (stderr, stderr_end) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| host("a pipe")(error.into()))?;
+
+        let mut inherited = Inherited::default();
+        let mut memory = Vec::with_capacity(spec.memory.len());
+        for FileRange { file, offset, size } in &spec.memory {
+            memory.push(Run { fd: inherited.add(file)?, offset: *offset, size: *size });
+        }
+        let machine = Machine {
+            firmware: &firmware(qemu),
+            sandbox: qemu.has_sandbox,
+            choice: &choice,
+            discovery: spec.discovery,
+            memory: &memory,
+            vcpus: spec.vcpus,
+            kernel: inherited.add(&spec.kernel)?,
+            initrd: spec.initrd.as_ref().map(|file| inherited.add(file)).transpose()?,
+            command_line: &command_line,
+            console: inherited.add(&console_end)?,
+            qmp: inherited.add(&qmp_end)?,
+            vsock: spec.vsock.as_ref().map(|socket| inherited.add(socket)).transpose()?,
+            nsm: spec.nsm.as_ref().map(|socket| inherited.add(socket)).transpose()?,
+        };
+        let (program, arguments) = program(qemu, arguments::build(&machine));
+        let drop_root = may_drop_root(qemu, &spec);
+        let plan = Plan { program, arguments, environment: Vec::new(), keep: inherited.numbers, stderr: stderr_end, drop_root };
+        let spawned = spawn::spawn(plan).map_err(|source| LaunchError::Spawn { path: qemu.path.clone(), source })?;
+        // Only QEMU has them from here on, so that everybody else sees its end.
+        drop((spec, inherited.lifted, qmp_end, console_end));
+        let confinement = Confinement { isolation: spawned.isolation, own_root: false, dropped_root: drop_root, sandbox: qemu.has_sandbox };
+        let vm = Vm::watch(spawned, qmp, stderr, console, choice, confinement).map_err(host("a thread"))?;
+        match vm.wait_started(PATIENCE) {
+            Started::Running => Ok(vm),
+            Started::Ended(report) => Err(LaunchError::DiedAtStart { path: qemu.path.clone(), detail: report.detail }),
+            Started::Silent => Err(LaunchError::Silent { path: qemu.path.clone(), seconds: PATIENCE.as_secs() }),
+        }
+    }
+}
+
+/// What the new process inherits.
+#[derive(Debug, Default)]
+struct Inherited {
+    /// The descriptors' numbers, the same there as here.
+    numbers: Vec<RawFd>,
+    /// Copies of those that were in the way of the standard streams.
+    lifted: Vec<OwnedFd>,
+}
+
+impl Inherited {
+    /// Adds a descriptor, which must stay open until the process runs; gives its number there.
+    fn add(&mut self, descriptor: &OwnedFd) -> Result<RawFd, LaunchError> {
+        let mut number = descriptor.as_raw_fd();
+        if number < 3 {
+            let copy = spawn::above_standard(descriptor).map_err(host("a file descriptor"))?;
+            number = copy.as_raw_fd();
+            self.lifted.push(copy);
+        }
+        self.numbers.push(number);
+        Ok(number)
+    }
+}
+
+fn choose(spec: &VmSpec) -> Result<Choice, LaunchError> {
+    let kernel = spec.kernel.try_clone().map(File::from).map_err(host("a file descriptor"))?;
+    accelerate::choose(spec.accelerator, bzimage::version(&kernel)).map_err(LaunchError::Kvm)
+}
+
+fn command_line(spec: &VmSpec, choice: &Choice) -> Result<Vec<u8>, LaunchError> {
+    let devices = u64::from(spec.vsock.is_some()) + u64::from(spec.nsm.is_some());
+    let line = arguments::kernel_command_line(&spec.cmdline, choice, spec.discovery, devices);
+    if line.len() > MAX_COMMAND_LINE_BYTES {
+        return Err(LaunchError::Spec(SpecError::LongCommandLine(line.len())));
+    }
+    Ok(line)
+}
+
+/// The file to execute and its arguments, its own name first. A tree's QEMU starts through the tree's loader.
+fn program(qemu: &Qemu, arguments: Vec<Vec<u8>>) -> (CString, Vec<CString>) {
+    let mut start = Vec::new();
+    let program = match &qemu.tree {
+        None => qemu.path.clone(),
+        Some(tree) => {
+            let loader = discover::loader(tree);
+            start.push(loader.as_os_str().as_bytes().to_vec());
+            start.push(b"--library-path".to_vec());
+            start.push(discover::libraries(tree).into_os_string().into_vec());
+            loader
+        }
+    };
+    start.push(qemu.path.as_os_str().as_bytes().to_vec());
+    let arguments = start.into_iter().chain(arguments).map(c_string).collect();
+    (c_string(program.into_os_string().into_vec()), arguments)
+}
+
+/// The folders with an unpacked tree's firmware; an installed QEMU knows its own.
+fn firmware(qemu: &Qemu) -> Vec<PathBuf> {
+    qemu.tree.iter().flat_map(|tree| ["usr/share/qemu", "usr/share/seabios"].map(|folder| tree.join(folder))).collect()
+}
+
+/// Whether the launching process is root and everything its VM opens by name is open to an ordinary user too.
+fn may_drop_root(qemu: &Qemu, spec: &VmSpec) -> bool {
+    let everybody_may = |file: &OwnedFd, bits: u32| rustix::fs::fstat(file).is_ok_and(|status| status.st_mode & bits == bits);
+    rustix::process::geteuid().is_root()
+        && spec.memory.iter().all(|range| everybody_may(&range.file, 0o006))
+        && everybody_may(&spec.kernel, 0o004)
+        && spec.initrd.as_ref().is_none_or(|initrd| everybody_may(initrd, 0o004))
+        && qemu.path.ancestors().skip(1).all(|folder| std::fs::metadata(folder).is_ok_and(|metadata| metadata.mode() & 0o001 != 0))
+}
+
+fn socket_pair() -> Result<(OwnedFd, OwnedFd), LaunchError> {
+    let (ours, theirs) = UnixStream::pair().map_err(host("a socket pair"))?;
+    Ok((ours.into(), theirs.into()))
+}
+
+fn host(what: &'static str) -> impl Fn(io::Error) -> LaunchError {
+    move |source| LaunchError::Host { what, source }
+}
+
+/// Ends at the first NUL; none of ours has one, and the kernel's command line was checked.
+fn c_string(bytes: Vec<u8>) -> CString {
+    CString::new(bytes).unwrap_or_else(|error| {
+        let end = error.nul_position();
+        let mut bytes = error.into_vec();
+        bytes.truncate(end);
+        CString::new(bytes).unwrap_or_default()
+    })
+}
