@@ -36,6 +36,19 @@ pub fn programs(context: &Context) -> Result<()> {
         cargo.args(["--package", package]);
     }
     // Only for the target, so that build scripts and macros of the host stay dynamic.
-    cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-Ctarget-feature=+crt-static").env_remove("RUSTFLAGS");
+    cargo.arg("--config").arg(format!("target.{TARGET}.rustflags={:?}", flags(context)));
+    for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS"] {
+        cargo.env_remove(name);
+    }
     context::run(&mut cargo)
+}
+
+/// Static, and without this machine's paths in panic messages, so that two checkouts build the same bytes.
+fn flags(context: &Context) -> [String; 3] {
+    let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo"))).unwrap_or_default();
+    [
+        "-Ctarget-feature=+crt-static".to_owned(),
+        format!("--remap-path-prefix={home}=/cargo"),
+        format!("--remap-path-prefix={}=/nitroxide", context.root.display()),
+    ]
 }
