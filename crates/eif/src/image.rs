@@ -13,6 +13,7 @@ use crate::format::{self, Architecture, HEADER_SIZE, Header, MAX_SECTIONS, SECTI
 use crate::measure::{Checksum, Measurements, Measurer, Pass};
 use crate::metadata::Metadata;
 use crate::read_at::ReadAt;
+use crate::signature::{Signature, SignatureError};
 
 const HEADER_BYTES: u64 = HEADER_SIZE as u64;
 const SECTION_HEADER_BYTES: u64 = SECTION_HEADER_SIZE as u64;
@@ -231,6 +232,17 @@ impl<S: ReadAt> Image<S> {
         let bytes = self.section_bytes(section, format::MAX_METADATA_BYTES)?;
         let parsed = serde_json::from_slice(&bytes);
         Ok(Some(parsed.map_err(|source| ReadError::Metadata { offset: section.payload_offset, source })?))
+    }
+
+    /// The signature section, decoded but not verified; `None` if the image is not signed.
+    ///
+    /// # Errors
+    ///
+    /// `Read`, `Malformed`, `Empty`.
+    pub fn signature(&self) -> Result<Option<Signature>, SignatureError> {
+        let Some(section) = self.find(SectionKind::Signature) else { return Ok(None) };
+        let bytes = self.section_bytes(section, format::MAX_SIGNATURE_BYTES).map_err(|source| SignatureError::Read { source })?;
+        Signature::parse(&bytes).map(Some)
     }
 
     /// Computes the checksum alone (one quick pass, no hashing) and compares it with the header's.

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod builder;
+pub mod certificate;
 pub mod cpio;
 mod error;
 pub mod format;
@@ -16,11 +17,14 @@ pub mod measure;
 pub mod metadata;
 mod pipeline;
 mod read_at;
+pub mod signature;
 
 pub use builder::{BuildError, Builder, Built, Payload};
+pub use certificate::{Certificate, CertificateError};
 pub use error::{ReadError, ReadErrorKind};
 pub use format::{Architecture, Header, SectionHeader, SectionKind};
 pub use image::{Image, Section, SectionReader, Warning, measure_file};
 pub use measure::{Checksum, Measurements, Measurer, Pass, Pcr};
 pub use metadata::{BuildMetadata, Metadata};
 pub use read_at::{ReadAt, Window};
+pub use signature::{Signature, SignatureError};

@@ -86,7 +86,8 @@ pub struct Measurements {
     pub pcr1: Pcr,
     /// All ramdisks but the first.
     pub pcr2: Pcr,
-    /// The signing certificate; `None` if the image is not signed, or if its signature section cannot be read.
+    /// The signing certificate; `None` if the image is not signed, or if its signature section cannot be read
+    /// ([`Image::signature`] says why).
     pub pcr8: Option<Pcr>,
 }
 
@@ -213,7 +214,8 @@ impl<'a, S: ReadAt + Sync> Measurer<'a, S> {
             }
         };
         let (pcr0, pcr1) = whole.finish();
-        let measurements = Measurements { pcr0, pcr1, pcr2: application.finish(), pcr8: None };
+        let pcr8 = image.signature().ok().flatten().and_then(|signature| signature.certificate().ok()).map(|certificate| certificate.pcr8());
+        let measurements = Measurements { pcr0, pcr1, pcr2: application.finish(), pcr8 };
         Ok(Pass { measurements, checksum: Checksum { stored: image.header().crc32, computed } })
     }
 }
