@@ -1,0 +1,121 @@
+//! From ioctl words to operations: what is copied in, done, and copied out, in mainline's order.
+//!
+//! A home looks at the word once ([`enclave_call_needs_lock`]) and calls one of three functions: [`enclave_call`] with the
+//! enclave locked, [`enclave_look`] with only a copy of its [`Summary`], or [`device_call`] on `/dev/nitro_enclaves`. NE_CREATE_VM
+//! and NE_LIST need the home's descriptors and list: [`create_vm`] and [`crate::extension::list`].
+
+use nitroxide_abi::ioctl::{self, EnclaveStartInfo, ImageLoadInfo, UserMemoryRegion};
+use nitroxide_abi::{extension, Code, CpuId, SlotUid};
+
+use crate::client::{Client, Pages};
+use crate::extension::{enclave_info, pool_info, query, read_stop, Home};
+use crate::{Device, Enclave, Machine, Region, Summary};
+
+/// Does this command on an enclave's descriptor need the enclave itself? If not, [`enclave_look`] answers it at once, even
+/// while another call waits for the device.
+#[must_use]
+pub fn enclave_call_needs_lock(word: u32) -> bool {
+    matches!(word, ioctl::ADD_VCPU | ioctl::GET_IMAGE_LOAD_INFO | ioctl::SET_USER_MEMORY_REGION | ioctl::START_ENCLAVE | extension::STOP)
+}
+
+/// Does one command on an enclave's descriptor and returns what the ioctl returns.
+///
+/// # Errors
+///
+/// The code that the caller gets; ENOTTY for a word that is not one of [`enclave_call_needs_lock`].
+pub fn enclave_call<M, C, R>(
+    enclave: &mut Enclave<C::Pages, R>,
+    machine: &M,
+    device: &mut impl Device,
+    client: &mut C,
+    word: u32,
+    argument: u64,
+) -> Result<u32, Code>
+where
+    M: Machine,
+    C: Client,
+    C::Pages: Pages,
+    R: AsRef<[Region<C::Pages>]> + AsMut<[Region<C::Pages>]>,
+{
+    match word {
+        ioctl::ADD_VCPU => {
+            let mut bytes = [0; 4];
+            client.read(argument, &mut bytes)?;
+            let cpu = enclave.add_vcpu(machine, device, client.is_owner(), CpuId(u32::from_le_bytes(bytes)))?;
+            // If this fails the vCPU stays: the device has it, and no command takes it back.
+            client.write(argument, &cpu.0.to_le_bytes())?;
+        }
+        ioctl::GET_IMAGE_LOAD_INFO => {
+            let mut bytes = [0; ImageLoadInfo::SIZE];
+            client.read(argument, &mut bytes)?;
+            let request = ImageLoadInfo::from_bytes(&bytes);
+            let memory_offset = enclave.image_load_info(request.flags)?;
+            client.write(argument, &ImageLoadInfo { memory_offset, ..request }.to_bytes())?;
+        }
+        ioctl::SET_USER_MEMORY_REGION => {
+            let mut bytes = [0; UserMemoryRegion::SIZE];
+            client.read(argument, &mut bytes)?;
+            enclave.set_memory(machine, device, client, &UserMemoryRegion::from_bytes(&bytes))?;
+        }
+        ioctl::START_ENCLAVE => {
+            let mut bytes = [0; EnclaveStartInfo::SIZE];
+            client.read(argument, &mut bytes)?;
+            let request = EnclaveStartInfo::from_bytes(&bytes);
+            let enclave_cid = enclave.start(machine, device, &request)?;
+            // If this fails the enclave runs all the same.
+            client.write(argument, &EnclaveStartInfo { enclave_cid, ..request }.to_bytes())?;
+        }
+        extension::STOP => {
+            read_stop(client, argument)?;
+            enclave.stop(device)?;
+        }
+        _ => return Err(Code::ENOTTY),
+    }
+    Ok(0)
+}
+
+/// Answers the commands on an enclave's descriptor that only look.
+///
+/// # Errors
+///
+/// The code that the caller gets; ENOTTY for every other word.
+pub fn enclave_look(
+    enclave: &Summary,
+    machine: &impl Machine,
+    client: &mut impl Client,
+    home: &Home,
+    word: u32,
+    argument: u64,
+) -> Result<u32, Code> {
+    match word {
+        extension::ENCLAVE_INFO => enclave_info(client, enclave, argument).map(|()| 0),
+        extension::QUERY => query(machine, client, home, Some(enclave), argument).map(|()| 0),
+        extension::GET_API_VERSION => Ok(extension::API_VERSION),
+        _ => Err(Code::ENOTTY),
+    }
+}
+
+/// Answers the commands on `/dev/nitro_enclaves` that need nothing but the machine.
+///
+/// # Errors
+///
+/// The code that the caller gets; ENOTTY for every other word, NE_CREATE_VM and NE_LIST among them.
+pub fn device_call(machine: &impl Machine, client: &mut impl Client, home: &Home, word: u32, argument: u64) -> Result<u32, Code> {
+    match word {
+        extension::QUERY => query(machine, client, home, None, argument).map(|()| 0),
+        extension::POOL_INFO => pool_info(machine, client, argument).map(|()| 0),
+        extension::GET_API_VERSION => Ok(extension::API_VERSION),
+        _ => Err(Code::ENOTTY),
+    }
+}
+
+/// Tells the caller of NE_CREATE_VM the slot's number: the last step before its descriptor is installed.
+///
+/// After an error the home releases the enclave and installs nothing (CVE-2021-3543 was the other order).
+///
+/// # Errors
+///
+/// EFAULT.
+pub fn create_vm(client: &mut impl Client, slot: SlotUid, argument: u64) -> Result<(), Code> {
+    client.write(argument, &slot.0.to_le_bytes())
+}

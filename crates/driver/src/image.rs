@@ -1,0 +1,25 @@
+//! Where an image goes in the enclave's memory.
+//!
+//! Order of checks: docs/driver.md, "GET_IMAGE_LOAD_INFO".
+
+use nitroxide_abi::{flags, limits};
+
+use crate::error::ImageLoadInfoError;
+use crate::Enclave;
+
+impl<P, R> Enclave<P, R> {
+    /// Bytes from the start of the enclave's memory to the image, for an image of the kind that `image_flags` names.
+    ///
+    /// Any holder of the descriptor may ask, as often as it likes; the device is not asked.
+    ///
+    /// # Errors
+    ///
+    /// 270 past `Init` (this comes before the flags, other than for memory and start); 274 for anything but an EIF.
+    pub fn image_load_info(&self, image_flags: u64) -> Result<u64, ImageLoadInfoError> {
+        self.must_be_init(ImageLoadInfoError::NotInit)?;
+        if image_flags == 0 || image_flags >= flags::IMAGE_LOAD_MAX_FLAG_VAL {
+            return Err(ImageLoadInfoError::BadFlags);
+        }
+        Ok(limits::EIF_OFFSET)
+    }
+}

@@ -1,0 +1,179 @@
+//! The device's registers used without mistaking one reply for another: a [`Mailbox`] is a [`Device`] over a [`Port`].
+//!
+//! Every reply moves the low half of register 0x00c by one. A reply is believed only if exactly one came since its command was
+//! given; while a reply is owed, nothing is sent (W3). Decisions: docs/driver.md, "The mailbox".
+
+use nitroxide_abi::limits::DEVICE_TIMEOUT_MS;
+use nitroxide_abi::pci::{Command, EventCounter, Reply, SlotFree};
+use nitroxide_abi::SlotUid;
+
+use crate::device::{Device, Notice, SendError};
+
+/// Registers and the reply interrupt, as a home reaches them. The home serialises all use of one port.
+pub trait Port {
+    /// Writes the request's bytes to the request window and then the command's number; forgets reply interrupts that came before.
+    ///
+    /// # Errors
+    ///
+    /// The device was switched off or removed.
+    fn submit(&mut self, command: Command, request: &[u8]) -> Result<(), PortGone>;
+
+    /// Sleeps until a reply interrupt comes, at most `timeout_ms`; returns the milliseconds that are left, `None` when the time is
+    /// up. An interrupt that came since the last `submit` or `wait` ends it at once.
+    ///
+    /// # Errors
+    ///
+    /// The device was switched off or removed.
+    fn wait(&mut self, timeout_ms: u32) -> Result<Option<u32>, PortGone>;
+
+    /// Reads the counter register.
+    fn counter(&mut self) -> EventCounter;
+
+    /// Reads the reply window.
+    fn reply(&mut self) -> Reply;
+
+    /// See [`Device::events_seen`].
+    fn events_seen(&mut self) -> u64;
+
+    /// See [`Device::now_ns`].
+    fn now_ns(&mut self) -> u64;
+
+    /// See [`Device::notice`].
+    fn notice(&mut self, notice: &Notice);
+}
+
+/// The device behind a port was switched off or removed, so that it holds nothing any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PortGone;
+
+impl From<PortGone> for SendError {
+    fn from(_: PortGone) -> Self {
+        Self::Gone
+    }
+}
+
+/// One device's mailbox.
+#[derive(Debug)]
+pub struct Mailbox<P> {
+    port: P,
+    timeout_ms: u32,
+    /// The command whose reply is owed, and the reply counter when it was given.
+    owed: Option<(Command, u16)>,
+    /// Does the reply counter move? Unknown until the first reply.
+    counts: Option<bool>,
+}
+
+impl<P: Port> Mailbox<P> {
+    /// A mailbox over the registers of a device that was just enabled.
+    pub fn new(port: P) -> Self {
+        Self { port, timeout_ms: DEVICE_TIMEOUT_MS, owed: None, counts: None }
+    }
+
+    /// The same with another time limit per command, in milliseconds.
+    #[must_use]
+    pub fn with_timeout(self, timeout_ms: u32) -> Self {
+        Self { timeout_ms, ..self }
+    }
+
+    /// The port, for what a home does beside commands.
+    pub fn port_mut(&mut self) -> &mut P {
+        &mut self.port
+    }
+
+    /// Is a reply owed, so that no command can be sent?
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.owed.is_some()
+    }
+
+    /// The device was switched off and on again: it owes nothing and holds nothing.
+    pub fn was_reset(&mut self) {
+        self.owed = None;
+        self.counts = None;
+    }
+
+    /// Waits for the reply to the command that is owed; false when the time is up.
+    fn await_reply(&mut self) -> Result<bool, SendError> {
+        let Some((_, before)) = self.owed else { return Ok(true) };
+        let mut left_ms = self.timeout_ms;
+        loop {
+            // Looked at before and after every sleep: the reply may be there although its interrupt was lost.
+            let moved = self.port.counter().replies != before;
+            if moved && self.counts != Some(false) {
+                self.counts = Some(true);
+                return Ok(true);
+            }
+            let Some(left) = self.port.wait(left_ms)?.filter(|_| left_ms > 0) else {
+                return Ok(self.port.counter().replies != before && self.counts != Some(false));
+            };
+            left_ms = left;
+            if self.believes_interrupts(before) {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Is an interrupt all that tells of a reply? Decided once, by the first.
+    fn believes_interrupts(&mut self, before: u16) -> bool {
+        if self.counts.is_none() && self.port.counter().replies == before {
+            self.counts = Some(false);
+            self.port.notice(&Notice::CounterStandsStill);
+        }
+        self.counts == Some(false)
+    }
+
+    /// Waits until the device owes nothing; a late reply is thrown away, but a slot in it is freed.
+    fn drain(&mut self) -> Result<(), SendError> {
+        let Some((command, _)) = self.owed else { return Ok(()) };
+        if !self.await_reply()? {
+            return Err(SendError::NotSent);
+        }
+        self.owed = None;
+        self.port.notice(&Notice::LateReply { command });
+        let reply = self.port.reply();
+        if command != Command::SlotAlloc || reply.rc < 0 || reply.slot_uid == 0 {
+            return Ok(());
+        }
+        // Its caller was told ETIMEDOUT: nobody else will ever free this slot.
+        let freed = self.exchange(Command::SlotFree, &SlotFree { slot_uid: reply.slot_uid }.to_bytes());
+        match freed {
+            Ok(reply) if reply.rc >= 0 => self.port.notice(&Notice::OrphanFreed { slot: SlotUid(reply.slot_uid) }),
+            Ok(_) => {}
+            // The command that waits behind this one was not sent.
+            Err(SendError::NoReply | SendError::NotSent) => return Err(SendError::NotSent),
+            Err(SendError::Gone) => return Err(SendError::Gone),
+        }
+        Ok(())
+    }
+
+    fn exchange(&mut self, command: Command, request: &[u8]) -> Result<Reply, SendError> {
+        let before = self.port.counter().replies;
+        self.port.submit(command, request)?;
+        self.owed = Some((command, before));
+        if !self.await_reply()? {
+            self.port.notice(&Notice::Timeout { command });
+            return Err(SendError::NoReply);
+        }
+        self.owed = None;
+        Ok(self.port.reply())
+    }
+}
+
+impl<P: Port> Device for Mailbox<P> {
+    fn send(&mut self, command: Command, request: &[u8]) -> Result<Reply, SendError> {
+        self.drain()?;
+        self.exchange(command, request)
+    }
+
+    fn events_seen(&mut self) -> u64 {
+        self.port.events_seen()
+    }
+
+    fn now_ns(&mut self) -> u64 {
+        self.port.now_ns()
+    }
+
+    fn notice(&mut self, notice: &Notice) {
+        self.port.notice(notice);
+    }
+}
