@@ -256,7 +256,12 @@ impl World {
         let mut stream = self.connect_patiently(Endpoint::Enclave(cid), Some(from), timeout)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+        // A listener that hangs up before it has read us shows as a broken pipe; for the caller that is the same refusal.
+        let asked = stream.write_all(format!("CONNECT {port}\n").as_bytes()).map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => io::ErrorKind::ConnectionReset.into(),
+            _ => error,
+        });
+        asked?;
         let source_port = read_answer(&mut stream)?;
         stream.set_read_timeout(None)?;
         stream.set_write_timeout(None)?;

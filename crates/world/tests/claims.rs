@@ -1,4 +1,5 @@
 //! Claims between threads and processes: nobody gets what another has, and the killed hold nothing.
+#![expect(clippy::unwrap_used, reason = "a failed expectation of a test is a panic")]
 
 mod common;
 

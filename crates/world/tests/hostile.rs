@@ -1,4 +1,5 @@
 //! Directories that are not what they should be, and things in them that should not be there.
+#![expect(clippy::unwrap_used, reason = "a failed expectation of a test is a panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The rendezvous: who is bound, who is gone, who is at the other end.
+#![expect(clippy::unwrap_used, reason = "a failed expectation of a test is a panic")]
 
 mod common;
 
