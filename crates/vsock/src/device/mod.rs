@@ -8,6 +8,11 @@ mod from_guest;
 mod host;
 mod to_guest;
 
+#[cfg(test)]
+mod driver_model;
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
