@@ -4,115 +4,126 @@
 //! changes a word. A driver without them answers ENOTTY, and that is the sign for "only the five". Fields are only appended;
 //! an input of zero keeps its old meaning; output fields are ignored on input.
 
-use crate::ioctl::{word, NONE};
+use crate::ioctl::NONE;
+use crate::table::{commands, constants};
 use crate::wire::wire_struct;
 
-/// NE_QUERY, on both descriptors: features, valid flags and limits ([`Query`]). No privilege, no device traffic.
-pub const QUERY: u32 = word(NONE, 0x3F, 0);
-/// NE_ENCLAVE_INFO, on the enclave's descriptor: its state and counters ([`EnclaveInfo`]).
-pub const ENCLAVE_INFO: u32 = word(NONE, 0x3E, 0);
-/// NE_LIST, on `/dev/nitro_enclaves`: one enclave per call, ascending by slot uid ([`List`]); ENOENT after the last.
-pub const LIST: u32 = word(NONE, 0x3D, 0);
-/// NE_STOP, on the enclave's descriptor: ends the enclave without closing it ([`Stop`]).
-pub const STOP: u32 = word(NONE, 0x3C, 0);
-/// NE_POOL_INFO, on `/dev/nitro_enclaves`: the CPU pool, normalised, and what is free of it ([`PoolInfo`]).
-pub const POOL_INFO: u32 = word(NONE, 0x3B, 0);
-/// NE_GET_API_VERSION as it was proposed in 2020, on both descriptors: returns [`API_VERSION`]; the argument is ignored.
-pub const GET_API_VERSION: u32 = word(NONE, 0x20, 0);
+commands! {
+    QUERY = NONE, 0x3F, 0, "NE_QUERY", "",
+        "On both descriptors, struct ne_query: features, valid flags and limits. No privilege, no device traffic.";
+    ENCLAVE_INFO = NONE, 0x3E, 0, "NE_ENCLAVE_INFO", "",
+        "On the enclave's descriptor, struct ne_enclave_info: its state and counters. Never waits for the device.";
+    LIST = NONE, 0x3D, 0, "NE_LIST", "",
+        "On /dev/nitro_enclaves, struct ne_list: one enclave per call, ascending by slot number; ENOENT after the last.";
+    STOP = NONE, 0x3C, 0, "NE_STOP", "",
+        "On the enclave's descriptor, struct ne_stop: ends a running enclave without closing it.";
+    POOL_INFO = NONE, 0x3B, 0, "NE_POOL_INFO", "",
+        "On /dev/nitro_enclaves, struct ne_pool_info: the CPU pool, normalised, and what is free of it.";
+    GET_API_VERSION = NONE, 0x20, 0, "NE_GET_API_VERSION", "",
+        "On both descriptors: returns the version of this interface, as proposed in 2020; the argument is ignored. Informational: decide by NE_QUERY.";
+}
 
 /// The version of the extension: +1 with every addition. Only informational; decide by feature bits.
 pub const API_VERSION: u32 = 1;
 
 /// Values of [`Query::requested`] and [`Query::provided`].
 pub mod group {
-    /// `api_version`, `home`, `backend`, `isolation`, `commands`, `errata`, `features`.
-    pub const IDENTITY: u64 = 1;
-    /// `image_flags`, `memory_flags`, `start_flags`.
-    pub const FLAGS: u64 = 1 << 1;
-    /// Everything from `granule` on.
-    pub const LIMITS: u64 = 1 << 2;
-    /// All groups of this version.
-    pub const ALL: u64 = IDENTITY | FLAGS | LIMITS;
+    use super::constants;
+
+    constants! { u64:
+        IDENTITY = 1, "NE_QUERY_IDENTITY", "api_version, home, backend, isolation, commands, errata, features.";
+        FLAGS = 1 << 1, "NE_QUERY_FLAGS", "image_flags, memory_flags, start_flags.";
+        LIMITS = 1 << 2, "NE_QUERY_LIMITS", "Everything from granule on.";
+        EVERYTHING = IDENTITY | FLAGS | LIMITS, "NE_QUERY_EVERYTHING", "All groups of this version.";
+    }
 }
 
 /// Values of [`Query::home`]: where the driver lives.
 pub mod home {
-    /// A Linux kernel module.
-    pub const KERNEL: u32 = 1;
-    /// A supervisor that answers for an unmodified program in user space.
-    pub const SUPERVISOR: u32 = 2;
-    /// A library inside the program itself.
-    pub const LIBRARY: u32 = 3;
+    use super::constants;
+
+    constants! { u32:
+        KERNEL = 1, "NE_HOME_KERNEL", "A Linux kernel module.";
+        SUPERVISOR = 2, "NE_HOME_SUPERVISOR", "A supervisor that answers for an unmodified program in user space.";
+        LIBRARY = 3, "NE_HOME_LIBRARY", "A library inside the program itself.";
+    }
 }
 
 /// Values of [`Query::backend`]: what runs the enclaves, as far as the driver knows.
 pub mod backend {
-    /// Not known, for instance because a kernel module cannot see behind its PCI device.
-    pub const UNKNOWN: u32 = 0;
-    /// A Nitro card.
-    pub const NITRO: u32 = 1;
-    /// A VM with hardware virtualisation.
-    pub const KVM: u32 = 2;
-    /// A VM whose instructions are emulated.
-    pub const EMULATED: u32 = 3;
-    /// Nothing: enclaves start and stop but no instruction runs.
-    pub const NONE: u32 = 4;
+    use super::constants;
+
+    constants! { u32:
+        UNKNOWN = 0, "NE_BACKEND_UNKNOWN", "Not known, for instance because a kernel module cannot see behind its PCI device.";
+        NITRO = 1, "NE_BACKEND_NITRO", "A Nitro card.";
+        KVM = 2, "NE_BACKEND_KVM", "A VM with hardware virtualisation.";
+        EMULATED = 3, "NE_BACKEND_EMULATED", "A VM whose instructions are emulated.";
+        NONE = 4, "NE_BACKEND_NONE", "Nothing: enclaves start and stop but no instruction runs.";
+    }
 }
 
 /// Values of [`Query::isolation`]: what keeps the parent from reading an enclave.
 pub mod isolation {
-    /// Nothing that holds against the parent's administrator: for development.
-    pub const NONE: u32 = 0;
-    /// A hypervisor below parent and enclave.
-    pub const HYPERVISOR: u32 = 1;
-    /// Not known to the driver.
-    pub const UNKNOWN: u32 = 2;
+    use super::constants;
+
+    constants! { u32:
+        NONE = 0, "NE_ISOLATION_NONE", "Nothing that holds against the parent's administrator: for development.";
+        HYPERVISOR = 1, "NE_ISOLATION_HYPERVISOR", "A hypervisor below parent and enclave.";
+        UNKNOWN = 2, "NE_ISOLATION_UNKNOWN", "Not known to the driver.";
+    }
 }
 
 /// Bits of the first word of [`Query::features`].
 pub mod feature {
-    /// NE_ENCLAVE_INFO and NE_LIST answer exit reasons.
-    pub const EXIT_REASON: u64 = 1;
-    /// A failed stop or free is retried and shown, nothing is lost silently.
-    pub const RECOVERY: u64 = 1 << 1;
+    use super::constants;
+
+    constants! { u64:
+        EXIT_REASON = 1, "NE_FEATURE_EXIT_REASON", "NE_ENCLAVE_INFO and NE_LIST answer exit reasons.";
+        RECOVERY = 1 << 1, "NE_FEATURE_RECOVERY", "A failed stop or free is retried and shown, nothing is lost silently.";
+    }
 }
 
 /// Bits of [`Query::cid_flags`].
 pub mod cid_flag {
-    /// A CID that is in use is refused (EADDRINUSE).
-    pub const UNIQUE: u32 = 1;
+    use super::constants;
+
+    constants! { u32:
+        UNIQUE = 1, "NE_CID_UNIQUE", "A CID that is in use is refused (EADDRINUSE).";
+    }
 }
 
 /// Values of [`EnclaveInfo::exit_reason`] and [`List::exit_reason`].
 pub mod exit_reason {
-    /// It has not ended, or was never started.
-    pub const NONE: u32 = 0;
-    /// It ended on its own.
-    pub const ENDED: u32 = 1;
-    /// NE_STOP ended it.
-    pub const STOPPED: u32 = 2;
-    /// The device was reset or removed.
-    pub const DEVICE_GONE: u32 = 3;
+    use super::constants;
+
+    constants! { u32:
+        NONE = 0, "NE_EXIT_NONE", "It has not ended, or was never started.";
+        ENDED = 1, "NE_EXIT_ENDED", "It ended on its own.";
+        STOPPED = 2, "NE_EXIT_STOPPED", "NE_STOP ended it.";
+        DEVICE_GONE = 3, "NE_EXIT_DEVICE_GONE", "The device was reset or removed.";
+    }
 }
 
 /// Bits of [`List::trouble`]: an enclave that was closed but could not be given back yet.
 pub mod trouble {
-    /// Its last descriptor is closed.
-    pub const CLOSED: u32 = 1;
-    /// The device refused to stop it; this is retried.
-    pub const STOP_FAILED: u32 = 1 << 1;
-    /// The device refused to free its slot; this is retried.
-    pub const FREE_FAILED: u32 = 1 << 2;
+    use super::constants;
+
+    constants! { u32:
+        CLOSED = 1, "NE_TROUBLE_CLOSED", "Its last descriptor is closed.";
+        STOP_FAILED = 1 << 1, "NE_TROUBLE_STOP_FAILED", "The device refused to stop it; this is retried.";
+        FREE_FAILED = 1 << 2, "NE_TROUBLE_FREE_FAILED", "The device refused to free its slot; this is retried.";
+    }
 }
 
 /// Values of [`EnclaveInfo::state`] and [`List::state`]; every other value is the device's own.
 pub mod state {
-    /// Being set up.
-    pub const INIT: u32 = 0;
-    /// Started.
-    pub const RUNNING: u32 = 2;
-    /// Ended.
-    pub const STOPPED: u32 = 0xFFFF;
+    use super::constants;
+
+    constants! { u32:
+        INIT = 0, "NE_STATE_INIT", "Being set up.";
+        RUNNING = 2, "NE_STATE_RUNNING", "Started.";
+        STOPPED = 0xFFFF, "NE_STATE_STOPPED", "Ended.";
+    }
 }
 
 wire_struct! {

@@ -3,6 +3,7 @@
 //! Commands are recognised by the full 32-bit word, never by number alone: other drivers use the same numbers with other
 //! sizes ([`crate::reserved`]). Our own commands are in [`crate::extension`].
 
+use crate::table::commands;
 use crate::wire::wire_struct;
 
 /// The ioctl type byte of every command.
@@ -20,16 +21,18 @@ pub(crate) const fn word(direction: u32, number: u8, size: u32) -> u32 {
     direction << 30 | size << 16 | (MAGIC as u32) << 8 | number as u32
 }
 
-/// NE_CREATE_VM, on `/dev/nitro_enclaves`: makes a slot, writes its uid (u64) and returns the enclave's descriptor.
-pub const CREATE_VM: u32 = word(READ, 0x20, 8);
-/// NE_ADD_VCPU, on the enclave's descriptor: adds the CPU given (u32; 0 = any) and writes which one it was.
-pub const ADD_VCPU: u32 = word(READ | WRITE, 0x21, 4);
-/// NE_GET_IMAGE_LOAD_INFO, on the enclave's descriptor: where in the enclave's memory the image starts ([`ImageLoadInfo`]).
-pub const GET_IMAGE_LOAD_INFO: u32 = word(READ | WRITE, 0x22, 16);
-/// NE_SET_USER_MEMORY_REGION, on the enclave's descriptor: gives memory to the enclave ([`UserMemoryRegion`]).
-pub const SET_USER_MEMORY_REGION: u32 = word(WRITE, 0x23, 24);
-/// NE_START_ENCLAVE, on the enclave's descriptor: starts it ([`EnclaveStartInfo`]).
-pub const START_ENCLAVE: u32 = word(READ | WRITE, 0x24, 16);
+commands! {
+    CREATE_VM = READ, 0x20, 8, "NE_CREATE_VM", "__u64",
+        "On /dev/nitro_enclaves: makes a slot, writes its number and returns the enclave's descriptor.";
+    ADD_VCPU = READ | WRITE, 0x21, 4, "NE_ADD_VCPU", "__u32",
+        "On the enclave's descriptor: adds the CPU that is given (0 for any of the pool) and writes which one it was.";
+    GET_IMAGE_LOAD_INFO = READ | WRITE, 0x22, 16, "NE_GET_IMAGE_LOAD_INFO", "struct ne_image_load_info",
+        "On the enclave's descriptor: tells where in the enclave's memory the image starts.";
+    SET_USER_MEMORY_REGION = WRITE, 0x23, 24, "NE_SET_USER_MEMORY_REGION", "struct ne_user_memory_region",
+        "On the enclave's descriptor: gives memory to the enclave.";
+    START_ENCLAVE = READ | WRITE, 0x24, 16, "NE_START_ENCLAVE", "struct ne_enclave_start_info",
+        "On the enclave's descriptor: starts the enclave and writes the CID that it has.";
+}
 
 wire_struct! {
     /// What kind of image is to be loaded, and where it has to be placed.

@@ -21,6 +21,7 @@ pub mod limits;
 pub mod pci;
 pub mod reserved;
 pub mod sized;
+pub mod table;
 pub mod wire;
 
 pub use code::Code;
