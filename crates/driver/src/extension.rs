@@ -63,7 +63,7 @@ pub fn query(machine: &impl Machine, client: &mut impl Client, home: &Home, encl
     if request.flags != 0 || request.reserved != 0 {
         return Err(Code::EINVAL);
     }
-    let provided = if request.requested == 0 { group::ALL } else { request.requested & group::ALL };
+    let provided = if request.requested == 0 { group::EVERYTHING } else { request.requested & group::EVERYTHING };
     let mut reply = Query { requested: request.requested, provided, ..Query::default() };
     if provided & group::IDENTITY != 0 {
         reply.api_version = extension::API_VERSION;
