@@ -1,0 +1,90 @@
+//! Beginning and end of a device without a guest: nothing is left in the file system, no thread stays.
+//!
+//! One test, since it looks at the threads of the whole process.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nitroxide_vsock::{ConnectRequest, Router, VsockConfig, spawn};
+
+#[derive(Debug)]
+struct Nobody;
+
+impl Router for Nobody {
+    fn connect(&self, _request: ConnectRequest) -> io::Result<UnixStream> {
+        Err(io::ErrorKind::ConnectionRefused.into())
+    }
+}
+
+fn config(listener: Option<UnixListener>) -> VsockConfig {
+    VsockConfig { guest_cid: 16, router: Arc::new(Nobody), listener }
+}
+
+/// Names of this process's threads that belong to a device.
+fn device_threads() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.map(|name| name.trim().to_owned()).filter(|name| name.starts_with("vsock-") || name == "vring_worker").collect()
+}
+
+fn until(what: &str, mut reached: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !reached() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_device_leaves_no_thread_and_no_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("guest.sock");
+    let left_behind = || {
+        std::fs::read_dir(std::env::temp_dir())
+            .unwrap()
+            .filter_map(Result::ok)
+            .any(|entry| entry.file_name().to_string_lossy().starts_with("nitroxide-vsock-"))
+    };
+
+    // Dropped with its frontend inside.
+    let backend = spawn(config(Some(UnixListener::bind(&path).unwrap()))).unwrap();
+    assert!(!left_behind());
+    assert!(device_threads().len() >= 2, "{:?}", device_threads());
+    // No driver runs: a program is turned away at once.
+    let mut program = UnixStream::connect(&path).unwrap();
+    let _ = program.write_all(b"CONNECT 5\n");
+    assert!(matches!(program.read(&mut [0]), Ok(0) | Err(_)));
+    drop(backend);
+    assert_eq!(device_threads(), Vec::<String>::new());
+
+    // Dropped while QEMU holds the frontend: QEMU sees the end.
+    let backend = spawn(config(None)).unwrap();
+    let mut frontend = UnixStream::from(backend.take_frontend().unwrap());
+    assert!(backend.take_frontend().is_none());
+    drop(backend);
+    assert_eq!(device_threads(), Vec::<String>::new());
+    assert!(matches!(frontend.read(&mut [0]), Ok(0) | Err(_)));
+
+    // QEMU ends first, with and without a last message that is none.
+    for farewell in [&b""[..], b"no vhost-user message", &[0xff; 4096]] {
+        let backend = spawn(config(None)).unwrap();
+        let mut frontend = UnixStream::from(backend.take_frontend().unwrap());
+        frontend.write_all(farewell).unwrap();
+        drop(frontend);
+        until("the threads are gone", || device_threads().is_empty());
+        drop(backend);
+    }
+    assert!(!left_behind());
+}
+
+#[test]
+fn reserved_cids_are_no_guests() {
+    for guest_cid in [0, 1, 2, u32::MAX] {
+        let error = spawn(VsockConfig { guest_cid, ..config(None) }).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+}
