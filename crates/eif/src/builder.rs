@@ -5,12 +5,13 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use crate::cpio::{CpioError, Tree};
-use crate::format::{self, Architecture, HEADER_SIZE, Header, MAX_SECTIONS, SECTION_HEADER_SIZE, SectionHeader, SectionKind};
+use crate::format::{self, Architecture, Header, MAX_SECTIONS, SectionKind};
 use crate::metadata::Metadata;
+use crate::writer::{ImageWriter, Sink};
 
 const COPY_BYTES: usize = 128 * 1024;
 /// Kernel, command line, metadata.
@@ -203,21 +204,7 @@ impl Builder {
     ///
     /// See [`BuildError`]; the file at `path` is as it was before.
     pub fn write_file(self, path: impl AsRef<Path>) -> Result<Built, BuildError> {
-        let path = path.as_ref();
-        let create = |source| BuildError::Create { path: path.into(), source };
-        let mut name = path.file_name().map(std::ffi::OsStr::to_os_string).unwrap_or_default();
-        name.push(format!(".{}.part", std::process::id()));
-        let part = path.with_file_name(name);
-        let result = File::create_new(&part).map_err(create).and_then(|mut file| {
-            let built = self.write_to(&mut file)?;
-            std::fs::rename(&part, path).map_err(create)?;
-            Ok(built)
-        });
-        if result.is_err() {
-            // It may not exist, or not be ours to remove; the first error is the one to report.
-            let _ = std::fs::remove_file(&part);
-        }
-        result
+        replace_file(path.as_ref(), |file| self.write_to(file))
     }
 
     /// Writes the image from the stream's current position on, in one go with constant memory, and leaves the position behind it.
@@ -237,13 +224,14 @@ impl Builder {
         within_limit(SectionKind::Metadata, metadata.len(), format::MAX_METADATA_BYTES)?;
 
         let mut image = ImageWriter::begin(out)?;
-        if image.section(SectionKind::Kernel, self.kernel)? == 0 {
+        let mut section = |kind, payload: Payload| image.section(kind, 0, |sink| copy_payload(kind, payload, sink));
+        if section(SectionKind::Kernel, self.kernel)? == 0 {
             return Err(BuildError::EmptyKernel);
         }
-        image.section(SectionKind::Cmdline, self.cmdline.into())?;
-        image.section(SectionKind::Metadata, metadata.into())?;
+        section(SectionKind::Cmdline, self.cmdline.into())?;
+        section(SectionKind::Metadata, metadata.into())?;
         for ramdisk in self.ramdisks {
-            image.section(SectionKind::Ramdisk, ramdisk)?;
+            section(SectionKind::Ramdisk, ramdisk)?;
         }
         image.finish(Header {
             magic: format::MAGIC,
@@ -266,95 +254,9 @@ fn within_limit(kind: SectionKind, size: usize, limit: u64) -> Result<(), BuildE
     if size > limit { Err(BuildError::TooBig { kind, size, limit }) } else { Ok(()) }
 }
 
-/// An image being written: places are reserved for headers, which are filled in once sizes are known; the checksum is put together from its parts.
-struct ImageWriter<'a, W> {
-    out: &'a mut W,
-    base: u64,
-    position: u64,
-    sections: Vec<(u64, u64)>,
-    crc: crc32fast::Hasher,
-}
-
-impl<'a, W: Write + Seek> ImageWriter<'a, W> {
-    fn begin(out: &'a mut W) -> Result<ImageWriter<'a, W>, BuildError> {
-        let base = out.stream_position().map_err(|source| BuildError::Write { offset: 0, source })?;
-        let mut image = ImageWriter { out, base, position: 0, sections: Vec::new(), crc: crc32fast::Hasher::new() };
-        image.put(&[0; HEADER_SIZE])?;
-        Ok(image)
-    }
-
-    /// Writes a section and returns the size of its payload in bytes.
-    fn section(&mut self, kind: SectionKind, payload: Payload) -> Result<u64, BuildError> {
-        let offset = self.position;
-        self.put(&[0; SECTION_HEADER_SIZE])?;
-        let mut sink = Sink { image: self, crc: crc32fast::Hasher::new() };
-        copy_payload(kind, payload, &mut sink)?;
-        let payload_crc = sink.crc;
-        let size = self.position - offset - SECTION_HEADER_SIZE as u64;
-        let header = SectionHeader { kind: kind.number(), flags: 0, size }.to_bytes();
-        self.put_at(offset, &header)?;
-        self.crc.update(&header);
-        self.crc.combine(&payload_crc);
-        self.sections.push((offset, size));
-        Ok(size)
-    }
-
-    fn finish(mut self, mut header: Header) -> Result<Built, BuildError> {
-        header.num_sections = u16::try_from(self.sections.len()).expect("the number of ramdisks was checked");
-        let table = header.section_offsets.iter_mut().zip(&mut header.section_sizes);
-        for ((offset, size), section) in table.zip(&self.sections) {
-            (*offset, *size) = *section;
-        }
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(header.to_bytes().get(..format::CRC_OFFSET).expect("the checksum field lies inside the header"));
-        crc.combine(&self.crc);
-        header.crc32 = crc.finalize();
-        self.put_at(0, &header.to_bytes())?;
-        self.out.flush().map_err(|source| BuildError::Write { offset: self.position, source })?;
-        Ok(Built { size: self.position, crc32: header.crc32 })
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
-        self.out.write_all(bytes).map_err(|source| BuildError::Write { offset: self.position, source })?;
-        self.position += bytes.len() as u64;
-        Ok(())
-    }
-
-    fn put_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), BuildError> {
-        let mut write = || {
-            self.out.seek(SeekFrom::Start(self.base + offset))?;
-            self.out.write_all(bytes)?;
-            self.out.seek(SeekFrom::Start(self.base + self.position)).map(drop)
-        };
-        write().map_err(|source| BuildError::Write { offset, source })
-    }
-}
-
-/// The payload's way into the image: counted and summed up.
-struct Sink<'i, 'a, W> {
-    image: &'i mut ImageWriter<'a, W>,
-    crc: crc32fast::Hasher,
-}
-
-impl<W: Write> Write for Sink<'_, '_, W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.image.out.write(bytes)?;
-        self.crc.update(bytes.get(..count).unwrap_or(bytes));
-        self.image.position += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.image.out.flush()
-    }
-}
-
 fn copy_payload<W: Write>(kind: SectionKind, payload: Payload, sink: &mut Sink<'_, '_, W>) -> Result<(), BuildError> {
     match payload {
-        Payload::Bytes(bytes) => {
-            let offset = sink.image.position;
-            sink.write_all(&bytes).map_err(|source| BuildError::Write { offset, source })
-        }
+        Payload::Bytes(bytes) => sink.put(&bytes),
         Payload::File(path) => {
             let origin = path.display().to_string();
             match File::open(&path) {
@@ -366,26 +268,49 @@ fn copy_payload<W: Write>(kind: SectionKind, payload: Payload, sink: &mut Sink<'
         Payload::Tree(tree) => {
             // Headers of entries are small writes; they are gathered before they become system calls.
             let buffered = io::BufWriter::with_capacity(COPY_BYTES, &mut *sink);
-            let (mut buffered, _) = tree.write_to(buffered).map_err(|source| BuildError::Ramdisk { source })?;
-            let flushed = buffered.flush();
-            drop(buffered);
-            let offset = sink.image.position;
-            flushed.map_err(|source| BuildError::Write { offset, source })
+            let ramdisk = |source| BuildError::Ramdisk { source };
+            let (buffered, _) = tree.write_to(buffered).map_err(ramdisk)?;
+            let flushed = buffered.into_inner().map(drop).map_err(io::IntoInnerError::into_error);
+            flushed.map_err(|source| BuildError::Write { offset: 0, source })
         }
     }
 }
 
-fn copy_reader<W: Write>(kind: SectionKind, reader: &mut impl Read, origin: &str, sink: &mut Sink<'_, '_, W>) -> Result<(), BuildError> {
+/// Copies a stream to its end.
+pub(crate) fn copy_reader<W: Write>(
+    kind: SectionKind,
+    reader: &mut impl Read,
+    origin: &str,
+    sink: &mut Sink<'_, '_, W>,
+) -> Result<(), BuildError> {
     let mut buffer = vec![0; COPY_BYTES];
     loop {
-        let count = match reader.read(&mut buffer) {
+        match reader.read(&mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Ok(count) => sink.put(buffer.get(..count).expect("read() returns at most the buffer's length"))?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(source) => return Err(BuildError::Source { kind, origin: origin.into(), source }),
-        };
-        let offset = sink.image.position;
-        let bytes = buffer.get(..count).expect("read() returns at most the buffer's length");
-        sink.write_all(bytes).map_err(|source| BuildError::Write { offset, source })?;
+        }
     }
+}
+
+/// Lets `write` fill a new file beside `path` and puts it in its place once it is complete; on an error `path` is as it was.
+pub(crate) fn replace_file<T, E: From<BuildError>>(path: &Path, write: impl FnOnce(&mut File) -> Result<T, E>) -> Result<T, E> {
+    let create = |source| BuildError::Create { path: path.into(), source };
+    let mut name = path.file_name().map(std::ffi::OsStr::to_os_string).unwrap_or_default();
+    name.push(format!(".{}.part", std::process::id()));
+    let part = path.with_file_name(name);
+    let mut file = File::create_new(&part).map_err(create)?;
+    let result = write(&mut file).and_then(|value| {
+        if let Ok(before) = std::fs::metadata(path) {
+            file.set_permissions(before.permissions()).map_err(create)?;
+        }
+        std::fs::rename(&part, path).map_err(create)?;
+        Ok(value)
+    });
+    if result.is_err() {
+        // The first error is the one to report.
+        let _ = std::fs::remove_file(&part);
+    }
+    result
 }

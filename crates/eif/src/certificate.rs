@@ -135,6 +135,11 @@ impl Certificate {
         self.parsed.signature().raw_bytes()
     }
 
+    /// Its public key: for a key on a curve, the point in SEC 1 form.
+    pub fn public_key(&self) -> &[u8] {
+        self.parsed.tbs_certificate().subject_public_key_info().subject_public_key.raw_bytes()
+    }
+
     /// Is it valid at a point in time?
     ///
     /// # Errors
@@ -158,7 +163,7 @@ impl Certificate {
         let key = self.parsed.tbs_certificate().subject_public_key_info();
         let curve = key.algorithm.parameters.as_ref().filter(|_| key.algorithm.oid == EC_PUBLIC_KEY)?;
         let curve = ObjectIdentifier::from_der(&curve.to_der().ok()?).ok()?;
-        Some((curve, key.subject_public_key.raw_bytes()))
+        Some((curve, self.public_key()))
     }
 }
 

@@ -17,7 +17,9 @@ pub mod measure;
 pub mod metadata;
 mod pipeline;
 mod read_at;
+mod sign;
 pub mod signature;
+mod writer;
 
 pub use builder::{BuildError, Builder, Built, Payload};
 pub use certificate::{Certificate, CertificateError};
@@ -27,4 +29,5 @@ pub use image::{Image, Section, SectionReader, Warning, measure_file};
 pub use measure::{Checksum, Measurements, Measurer, Pass, Pcr};
 pub use metadata::{BuildMetadata, Metadata};
 pub use read_at::{ReadAt, Window};
+pub use sign::{SignError, Signer, sign_file, sign_image};
 pub use signature::{Signature, SignatureError};

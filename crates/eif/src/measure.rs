@@ -214,7 +214,8 @@ impl<'a, S: ReadAt + Sync> Measurer<'a, S> {
             }
         };
         let (pcr0, pcr1) = whole.finish();
-        let pcr8 = image.signature().ok().flatten().and_then(|signature| signature.certificate().ok()).map(|certificate| certificate.pcr8());
+        let pcr8 =
+            image.signature().ok().flatten().and_then(|signature| signature.certificate().ok()).map(|certificate| certificate.pcr8());
         let measurements = Measurements { pcr0, pcr1, pcr2: application.finish(), pcr8 };
         Ok(Pass { measurements, checksum: Checksum { stored: image.header().crc32, computed } })
     }

@@ -1,8 +1,8 @@
 //! The signature section: who vouches for an image's PCR0.
 //!
 //! CBOR: an array of maps, each with a certificate (PEM text) and a COSE_Sign1 (RFC 9052, section 4.2) over a register's number and value; byte strings are
-//! written as arrays of integers. Only the first entry counts. docs/eif.md, section 7. Neighbours: [`certificate`](crate::certificate),
-
+//! written as arrays of integers. Only the first entry counts. docs/eif.md, section 7. Neighbours: [`certificate`](crate::certificate) and
+//! [`Signer`](crate::Signer), which makes what is verified here.
 
 use minicbor::data::Type;
 use minicbor::decode::Error as CborError;
@@ -196,17 +196,15 @@ fn parse_headers(bytes: &[u8]) -> Result<(Option<i64>, bool), CborError> {
     let mut entries = decoder.map()?;
     while more(&mut decoder, &mut entries)? {
         match decoder.datatype()? {
-            Type::U8 | Type::U16 | Type::U32 | Type::U64 | Type::I8 | Type::I16 | Type::I32 | Type::I64 => {
-                match decoder.i64()? {
-                    HEADER_ALGORITHM if algorithm.is_none() && decoder.datatype()? != Type::String => algorithm = Some(decoder.i64()?),
-                    HEADER_ALGORITHM => return Err(CborError::message("the algorithm is given twice or as a text")),
-                    HEADER_CRITICAL => {
-                        critical = true;
-                        decoder.skip()?;
-                    }
-                    _ => decoder.skip()?,
+            Type::U8 | Type::U16 | Type::U32 | Type::U64 | Type::I8 | Type::I16 | Type::I32 | Type::I64 => match decoder.i64()? {
+                HEADER_ALGORITHM if algorithm.is_none() && decoder.datatype()? != Type::String => algorithm = Some(decoder.i64()?),
+                HEADER_ALGORITHM => return Err(CborError::message("the algorithm is given twice or as a text")),
+                HEADER_CRITICAL => {
+                    critical = true;
+                    decoder.skip()?;
                 }
-            }
+                _ => decoder.skip()?,
+            },
             _ => {
                 decoder.skip()?;
                 decoder.skip()?;

@@ -1,29 +1,12 @@
 //! What the builder writes, the reader reads; measurements follow the formula; the same input makes the same bytes.
 
-#![expect(clippy::unwrap_used, reason = "test helpers fail as tests do")]
+mod common;
+
 use std::io::{Cursor, Read};
 
+use common::{CMDLINE, build, noise};
 use nitroxide_eif::measure::Threads;
 use nitroxide_eif::{Architecture, Builder, Image, Measurer, Metadata, Pcr, SectionKind, Warning, cpio};
-
-const CMDLINE: &str = "console=ttyS0 reboot=k";
-
-fn build(builder: Builder) -> Vec<u8> {
-    let mut out = Cursor::new(Vec::new());
-    let built = builder.write_to(&mut out).unwrap();
-    assert_eq!(built.size, out.get_ref().len() as u64);
-    out.into_inner()
-}
-
-/// Bytes that differ from place to place, so that a swapped chunk changes a hash.
-fn noise(size: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        u8::try_from(state >> 56).unwrap()
-    };
-    (0..size).map(|_| next()).collect()
-}
 
 #[test]
 fn built_image_reads_back_section_by_section() {

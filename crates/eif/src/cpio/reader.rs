@@ -53,9 +53,9 @@ impl<R: Read> Reader<R> {
         }
         // Grows with what is really there, whatever the entry claims.
         let mut data = Vec::new();
-        let result = (&mut *self).take(limit).read_to_end(&mut data);
-        result.map_err(|source| CpioError::Read { offset: self.position, source })?;
-        if self.left > 0 { Err(CpioError::Truncated { offset: self.position }) } else { Ok(data) }
+        let result = (&mut *self).take(size).read_to_end(&mut data);
+        result.map_err(|source| self.failed(source))?;
+        Ok(data)
     }
 
     /// Bytes read from the stream so far.
@@ -139,12 +139,16 @@ impl<R: Read> Reader<R> {
     }
 
     fn fill(&mut self, buf: &mut [u8]) -> Result<(), CpioError> {
-        self.inner.read_exact(buf).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => CpioError::Truncated { offset: self.position },
-            _ => CpioError::Read { offset: self.position, source },
-        })?;
+        self.inner.read_exact(buf).map_err(|source| self.failed(source))?;
         self.position += buf.len() as u64;
         Ok(())
+    }
+
+    fn failed(&self, source: io::Error) -> CpioError {
+        match source.kind() {
+            io::ErrorKind::UnexpectedEof => CpioError::Truncated { offset: self.position },
+            _ => CpioError::Read { offset: self.position, source },
+        }
     }
 }
 
