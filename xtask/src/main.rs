@@ -8,6 +8,7 @@ mod demo;
 mod guest;
 mod setup;
 mod soak;
+mod style;
 mod test;
 
 use clap::{Parser, Subcommand};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use miette::{Result, WrapErr};
 
 use crate::context::{self, Context};
-use crate::{guest, setup};
+use crate::{guest, setup, style};
 
 /// What part of the tests to run.
 #[derive(Debug, clap::Args)]
@@ -20,12 +20,12 @@ pub struct Options {
 pub fn run(context: &Context, options: &Options) -> Result<()> {
     let mut steps = Steps::default();
     if options.filter.is_none() {
-        style(context, &mut steps)?;
+        check_style(context, &mut steps)?;
     }
     steps.take("setup", || setup::run(context))?;
     steps.take("guest programs", || guest::run(context))?;
     steps.take("tests", || {
-        let mut command = context.cargo(["test", "--workspace", "--exclude", "xtask", "--no-fail-fast"]);
+        let mut command = context.cargo(["test", "--workspace", "--no-fail-fast"]);
         if let Some(filter) = &options.filter {
             command.args(["--", filter]);
         }
@@ -38,12 +38,13 @@ pub fn run(context: &Context, options: &Options) -> Result<()> {
 /// Formatting, lints and documentation.
 pub fn prepush(context: &Context) -> Result<()> {
     let mut steps = Steps::default();
-    style(context, &mut steps)?;
+    check_style(context, &mut steps)?;
     steps.report();
     Ok(())
 }
 
-fn style(context: &Context, steps: &mut Steps) -> Result<()> {
+fn check_style(context: &Context, steps: &mut Steps) -> Result<()> {
+    steps.take("style", || style::run(context))?;
     steps.take("formatting", || run_cargo(context, &["fmt", "--all", "--check"]))?;
     steps.take("lints", || run_cargo(context, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     steps.take("documentation", || {
