@@ -1,3 +1,98 @@
 //! nitroxide: run, inspect and debug Nitro enclaves on any Linux machine.
+//!
+//! [`arguments`] is the command line, [`commands`] are the commands, [`failure`] is how they fail; results go to standard output
+//! ([`output`]), everything else to standard error ([`remarks`]). Called by the name `nitro-cli` it follows AWS's tool ([`Dialect`]).
+//! docs/cli.md is the user's page.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod codes;
+mod commands;
+mod failure;
+mod image;
+mod memory;
+mod output;
+mod remarks;
+mod shapes;
+
+use std::{ffi::OsString, io::Write, path::Path, process::ExitCode};
+
+use arguments::{Arguments, Command};
+use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
+use codes::ErrorCode;
+use failure::Failure;
+use remarks::Remarks;
+
+/// Whose habits to follow where nitroxide's differ from nitro-cli's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// Our own.
+    Nitroxide,
+    /// AWS's: required resources, memory of four times the image.
+    NitroCli,
+}
+
+fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let called = words.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+    let dialect = if called == "nitro-cli" { Dialect::NitroCli } else { Dialect::Nitroxide };
+    let arguments = match parse(&words, dialect) {
+        Ok(arguments) => arguments,
+        Err(status) => return status,
+    };
+    match run(arguments, dialect) {
+        Ok(status) => status,
+        Err(failure) => {
+            let status = failure.code().exit_status();
+            failure::report(failure);
+            ExitCode::from(status)
+        }
+    }
+}
+
+/// Parses the command line. `Err` is the exit status when help, a version or a complaint was printed instead.
+fn parse(words: &[OsString], dialect: Dialect) -> Result<Arguments, ExitCode> {
+    let mut command = Arguments::command();
+    if dialect == Dialect::NitroCli {
+        command =
+            command.bin_name("nitro-cli").display_name("Nitro CLI").version(concat!("1.5.0 (nitroxide ", env!("CARGO_PKG_VERSION"), ")"));
+    }
+    let result = command.try_get_matches_from(words).and_then(|matches| Arguments::from_arg_matches(&matches));
+    result.map_err(|error| {
+        // A closed standard output or error is no reason for anything else.
+        let _ = error.print();
+        if !error.use_stderr() {
+            return ExitCode::SUCCESS;
+        }
+        let code = usage_code(error.kind());
+        let _ = writeln!(std::io::stderr().lock(), "[{code}] {}", code.meaning().title);
+        ExitCode::from(code.exit_status())
+    })
+}
+
+/// The E-code of a command line that cannot be understood.
+fn usage_code(kind: ErrorKind) -> ErrorCode {
+    match kind {
+        ErrorKind::MissingRequiredArgument | ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            ErrorCode::MISSING_ARGUMENT
+        }
+        ErrorKind::ArgumentConflict => ErrorCode::CONFLICTING_ARGUMENTS,
+        ErrorKind::InvalidSubcommand => ErrorCode::INVALID_COMMAND,
+        _ => ErrorCode::INVALID_ARGUMENT,
+    }
+}
+
+fn run(arguments: Arguments, _dialect: Dialect) -> Result<ExitCode, Failure> {
+    let remarks = Remarks::new(arguments.global.quiet);
+    match arguments.command {
+        Command::DescribeEif(arguments) => commands::describe_eif::run(arguments, remarks)?,
+        Command::Pcr(arguments) => commands::pcr::run(&arguments)?,
+        Command::Explain(arguments) => commands::explain::run(&arguments)?,
+        Command::Doctor(arguments) => return commands::doctor::run(&arguments),
+        Command::Completions(arguments) => commands::generate::completions(&arguments)?,
+        Command::Man(arguments) => commands::generate::man(&arguments)?,
+        _ => return Err(Failure::new(ErrorCode::UNSPECIFIED, "This command is not there yet")),
+    }
+    Ok(ExitCode::SUCCESS)
+}
