@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nitroxide_abi::SlotUid;
 use nitroxide_abi::pci::{self, Command, state};
 use nitroxide_device::testing::{Call, NullLauncher};
-use nitroxide_device::{Device, Faults, Limits, Usage};
+use nitroxide_device::{Device, Faults, Launcher, Limits, Usage};
 use support::*;
 
 /// Long enough for any machine; only a hang gets there.
@@ -211,6 +211,63 @@ fn reset_waits_for_commands_under_way_and_refuses_new_ones() {
 }
 
 #[test]
+fn reset_waits_for_an_alloc_under_way_which_then_gets_no_slot() {
+    let (device, launcher) = device(Limits::default(), "");
+    thread::scope(|scope| {
+        launcher.close_gate(Call::ReserveSlot);
+        let allocating = scope.spawn(|| send(&device, Command::SlotAlloc, &[0]).rc);
+        launcher.wait_at_gate(Call::ReserveSlot);
+        let resetting = scope.spawn(|| device.reset());
+        // A correct reset cannot end here, however long this is; a wrong one should have the time to.
+        thread::sleep(Duration::from_millis(30));
+        assert!(!resetting.is_finished());
+        launcher.open_gate(Call::ReserveSlot);
+        assert_eq!(allocating.join().unwrap(), -19);
+        resetting.join().unwrap();
+    });
+    assert_eq!(launcher.live_slots(), 0);
+}
+
+#[test]
+fn stop_of_an_enclave_that_has_ended_still_waits_until_all_of_it_is_gone() {
+    let (device, launcher) = device(Limits::default(), "");
+    let uid = running(&device, 0, 1);
+    launcher.end(SlotUid(uid));
+    thread::scope(|scope| {
+        launcher.close_gate(Call::Stop);
+        let stopping = scope.spawn(|| stop(&device, uid).rc);
+        launcher.wait_at_gate(Call::Stop);
+        launcher.open_gate(Call::Stop);
+        assert_eq!(stopping.join().unwrap(), 0);
+    });
+}
+
+#[test]
+fn cid_of_an_enclave_that_is_being_started_is_in_use() {
+    let (device, launcher) = device(Limits::default(), "");
+    let (first, second) = (ready(&device, 0, 1), ready(&device, 64 * MIB, 2));
+    thread::scope(|scope| {
+        launcher.close_gate(Call::Start);
+        let starting = scope.spawn(|| start(&device, first, 77, 0).rc);
+        launcher.wait_at_gate(Call::Start);
+        assert_eq!((start(&device, second, 77, 0).rc, get_slot(&device, 77).slot_uid), (-98, first));
+        launcher.open_gate(Call::Start);
+        assert_eq!(starting.join().unwrap(), 0);
+    });
+}
+
+#[test]
+fn late_notification_of_a_failed_start_does_not_end_the_next_one() {
+    let launcher = Arc::new(FailsOnce::default());
+    let device = Device::new(Limits::default(), Faults::none(), Arc::clone(&launcher) as Arc<dyn Launcher>);
+    let uid = ready(&device, 0, 1);
+    assert_eq!(start(&device, uid, 0, 0).rc, -5);
+    assert_eq!(start(&device, uid, 0, 0).rc, 0);
+    launcher.first_notifier().notify();
+    assert_eq!((info(&device, uid).state, device.event_counter().events), (state::RUNNING, 0));
+}
+
+#[test]
 fn launcher_that_panics_loses_no_slot_and_blocks_no_reset() {
     let device = Device::new(Limits::default(), Faults::none(), Arc::new(Panics(NullLauncher::default())));
     let uid = ready(&device, 0, 1);
@@ -223,6 +280,8 @@ fn launcher_that_panics_loses_no_slot_and_blocks_no_reset() {
 }
 
 mod odd_launchers {
+    use std::sync::{Arc, OnceLock};
+
     use nitroxide_abi::{Cid, SlotUid};
     use nitroxide_device::testing::NullLauncher;
     use nitroxide_device::{DeviceCode, EndedNotifier, Launcher, MemoryRun, Slot, StartRequest};
@@ -231,6 +290,45 @@ mod odd_launchers {
     pub struct EndsAtOnce(pub NullLauncher);
     /// Its starts panic.
     pub struct Panics(pub NullLauncher);
+
+    /// Its first start fails.
+    #[derive(Default)]
+    pub struct FailsOnce {
+        launcher: NullLauncher,
+        first: Arc<OnceLock<EndedNotifier>>,
+    }
+
+    impl FailsOnce {
+        pub fn first_notifier(&self) -> EndedNotifier {
+            self.first.get().expect("a start was tried").clone()
+        }
+    }
+
+    struct FailsOnceSlot(Box<dyn Slot>, Arc<OnceLock<EndedNotifier>>);
+
+    impl Launcher for FailsOnce {
+        fn reserve_slot(&self) -> Result<Box<dyn Slot>, DeviceCode> {
+            Ok(Box::new(FailsOnceSlot(self.launcher.reserve_slot()?, Arc::clone(&self.first))))
+        }
+    }
+
+    impl Slot for FailsOnceSlot {
+        fn uid(&self) -> SlotUid {
+            self.0.uid()
+        }
+        fn add_memory(&mut self, run: MemoryRun) -> Result<(), DeviceCode> {
+            self.0.add_memory(run)
+        }
+        fn start(&mut self, request: &StartRequest, ended: EndedNotifier) -> Result<Cid, DeviceCode> {
+            match self.1.set(ended.clone()) {
+                Ok(()) => Err(DeviceCode::EIO),
+                Err(_) => self.0.start(request, ended),
+            }
+        }
+        fn stop(&mut self) {
+            self.0.stop();
+        }
+    }
 
     struct Odd {
         slot: Box<dyn Slot>,
@@ -268,4 +366,4 @@ mod odd_launchers {
     }
 }
 
-use odd_launchers::{EndsAtOnce, Panics};
+use odd_launchers::{EndsAtOnce, FailsOnce, Panics};
