@@ -3,7 +3,7 @@
 
 use std::{io, time::Duration};
 
-/// All signals blocked for this thread, waited for by [`Signals::next`].
+/// Signals blocked for this thread, waited for by [`Signals::next`].
 ///
 /// A program started with `std::process::Command` gets an empty mask again (std does that), so a child is not affected.
 #[derive(Debug)]
@@ -26,6 +26,29 @@ impl Signals {
         };
         // SAFETY: `set` is an initialised set and the old mask is not asked for.
         let result = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) };
+        if result == 0 { Ok(Self { set }) } else { Err(io::Error::from_raw_os_error(result)) }
+    }
+
+    /// Blocks the named signals for the calling thread. Call it before other threads exist.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL for something that is no signal.
+    pub fn block(signals: &[i32]) -> io::Result<Self> {
+        // SAFETY: `sigset_t` is plain data; sigemptyset initialises it completely.
+        let mut set = unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            set
+        };
+        for signal in signals {
+            // SAFETY: `set` is an initialised set; a number that is no signal gives EINVAL.
+            if unsafe { libc::sigaddset(&raw mut set, *signal) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        // SAFETY: `set` is an initialised set and the old mask is not asked for.
+        let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
         if result == 0 { Ok(Self { set }) } else { Err(io::Error::from_raw_os_error(result)) }
     }
 
