@@ -137,7 +137,7 @@ pub fn write_pattern(stream: &mut impl Write, bytes: u64, seed: u64) -> io::Resu
 
 /// Reads to the end in reads of mixed lengths; returns digest and number of the bytes.
 pub fn read_pattern(stream: &mut impl Read, seed: u64) -> io::Result<(u128, u64)> {
-    let mut lengths = Pattern::new(seed ^ u64::MAX / 3);
+    let mut lengths = Pattern::new(seed ^ (u64::MAX / 3));
     let mut digest = Digest::default();
     let mut buffer = vec![0; LONGEST];
     loop {
