@@ -22,7 +22,7 @@ use x509_cert::time::{Time, Validity};
 pub(crate) const MAX_COMMON_NAME_BYTES: usize = 64;
 
 /// Who every certificate of ours says it comes from.
-const ORGANISATION: &str = "O=Nitroxide,OU=Local test identity - not AWS";
+const ORGANISATION: &str = "OU=Local test identity - not AWS,O=Nitroxide";
 
 /// Why a certificate could not be made.
 #[derive(Debug, thiserror::Error, displaydoc::Display)]

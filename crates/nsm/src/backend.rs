@@ -145,14 +145,20 @@ struct Woken {
 
 impl Server {
     fn run(self) {
+        self.serve();
+        // The owner of the NSM has a handle of the socket, too: without this QEMU would wait for answers for ever.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    fn serve(&self) {
         let Self { socket, stop, identity, handler } = self;
         let mut messages = match socket.try_clone() {
-            Ok(socket) => BackendReqHandler::from_stream(socket, Arc::clone(&handler)),
+            Ok(socket) => BackendReqHandler::from_stream(socket, Arc::clone(handler)),
             Err(error) => return tracing::error!(%error, "The NSM cannot serve"),
         };
         let mut more = false;
         loop {
-            let woken = match wait(&socket, &stop, &identity, &lock(&handler), more) {
+            let woken = match wait(socket, stop, identity, &lock(handler), more) {
                 Ok(woken) => woken,
                 Err(error) => return tracing::error!(%error, "The NSM cannot wait for requests"),
             };
@@ -163,10 +169,14 @@ impl Server {
                 match messages.handle_request() {
                     Ok(()) | Err(VhostUserError::SocketRetry(_)) => {}
                     Err(VhostUserError::Disconnected | VhostUserError::PartialMessage | VhostUserError::SocketBroken(_)) => return,
+                    // Whole and understood, but refused, e.g. a queue that the guest put outside its memory: QEMU is told.
+                    Err(error @ (VhostUserError::InvalidParam | VhostUserError::ReqHandlerError(_))) => {
+                        tracing::warn!(%error, "The NSM refused a message of QEMU");
+                    }
                     Err(error) => return tracing::error!(%error, "QEMU and the NSM do not understand each other"),
                 }
             }
-            let mut handler = lock(&handler);
+            let mut handler = lock(handler);
             if woken.identity {
                 let identity = identity.identity.try_recv().ok();
                 if identity.is_none() {

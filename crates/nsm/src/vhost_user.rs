@@ -2,7 +2,7 @@
 //!
 //! [`Handler`] is the state between messages; the crate `vhost` reads and writes the messages, [`crate::backend`] calls it and
 //! looks after the queue. Written here rather than taken from a framework so that one thread, a connected socket and no file
-//! suffice, and no error of the guest ends the thread. Protocol: QEMU `docs/interop/vhost-user.rst`.
+//! suffice, and a queue that the guest broke only rests. Protocol: QEMU `docs/interop/vhost-user.rst`.
 
 use crate::module::Module;
 use crate::virtqueue::{Exchange, MAX_SIZE, Progress};
@@ -47,7 +47,7 @@ struct Ring {
     call: Option<File>,
     /// Has QEMU allowed data to flow?
     enabled: bool,
-    /// Did the guest break it since it was set up?
+    /// Is it unusable: not set up yet, set up wrongly, or broken by the guest since?
     broken: bool,
 }
 
@@ -68,7 +68,7 @@ impl Handler {
             module,
             memory: GuestMemoryMmap::new(),
             mappings: Vec::new(),
-            ring: Ring { queue, kick: None, call: None, enabled: false, broken: false },
+            ring: Ring { queue, kick: None, call: None, enabled: false, broken: true },
             exchange: Exchange::default(),
         })
     }
@@ -244,15 +244,16 @@ impl VhostUserBackendReqHandlerMut for Handler {
         available: u64,
         _log: u64,
     ) -> Result<()> {
-        self.only_queue(index)?;
+        self.only_queue(index)?.broken = true; // until everything is in its place
         let (descriptor, used, available) = (self.guest_address(descriptor)?, self.guest_address(used)?, self.guest_address(available)?);
-        let queue = &mut self.ring.queue;
+        let Ring { queue, broken, .. } = &mut self.ring;
         queue.try_set_desc_table_address(descriptor).map_err(|_| Error::InvalidParam)?;
         queue.try_set_avail_ring_address(available).map_err(|_| Error::InvalidParam)?;
         queue.try_set_used_ring_address(used).map_err(|_| Error::InvalidParam)?;
         // SET_VRING_BASE tells only where the available ring goes on; the used ring's place stands in guest memory.
         let next_used = queue.used_idx(&self.memory, std::sync::atomic::Ordering::Relaxed).map_err(failed)?;
         queue.set_next_used(next_used.0);
+        *broken = false;
         Ok(())
     }
 
@@ -265,7 +266,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let ring = self.only_queue(index)?;
         ring.queue.set_ready(false);
-        (ring.kick, ring.call, ring.broken) = (None, None, false);
+        (ring.kick, ring.call) = (None, None);
         let next = ring.queue.next_avail();
         // QEMU stops a queue when the guest resets the device: what it still asked for, nobody waits for any more.
         self.exchange.reset();
