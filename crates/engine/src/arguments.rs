@@ -121,6 +121,10 @@ fn memory(line: &mut Line, machine: &Machine<'_>) {
 
 /// The virtio devices, on transports of known places where the guest is told these on its command line.
 fn devices(line: &mut Line, machine: &Machine<'_>) {
+    if machine.discovery == VirtioDiscovery::Acpi {
+        // A kernel with its driver tells a panic from a reboot; found by ACPI only.
+        line.option("-device", "pvpanic");
+    }
     let wanted =
         [("vsock", machine.vsock, "vhost-user-vsock-device"), ("nsm", machine.nsm, "vhost-user-test-device,virtio-id=33,num_vqs=1")];
     let present = wanted.into_iter().filter_map(|(name, socket, device)| Some((name, socket?, device)));
@@ -201,7 +205,7 @@ mod tests {
              -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny -accel tcg,thread=multi -cpu max \
              -machine microvm,acpi=on,dump-guest-core=off,memory-backend=m0 \
              -object memory-backend-file,id=m0,mem-path=/proc/self/fd/20,offset=0,size=268435456,share=on,prealloc=off -m 256M -smp 2 \
-             -chardev socket,id=qmp,fd=13 -qmp chardev:qmp -chardev socket,id=console,fd=12 -serial chardev:console \
+             -chardev socket,id=qmp,fd=13 -qmp chardev:qmp -chardev socket,id=console,fd=12 -serial chardev:console -device pvpanic \
              -chardev socket,id=vsock,fd=14 -device vhost-user-vsock-device,chardev=vsock \
              -chardev socket,id=nsm,fd=15 -device vhost-user-test-device,chardev=nsm,virtio-id=33,num_vqs=1 \
              -kernel /proc/self/fd/10 -initrd /proc/self/fd/11 -append quiet"

@@ -11,6 +11,7 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use crate::confinement::Isolation;
+use crate::root::OwnRoot;
 
 /// The unprivileged user and group that a root launcher's VM runs as: `nobody`, which owns no files (the kernel's overflow id).
 pub(crate) const NOBODY: u32 = 65534;
@@ -22,7 +23,7 @@ const NAMESPACES: c_int = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_N
 const MAPPED: u8 = b'm';
 /// What the parent tells the child: it is alive, so its death will be noticed; go on.
 const GO: u8 = b'g';
-/// What the child tells its parent: the signal for its parent's death is set.
+/// What the child tells its parent: the signal for its parent's death is set. A byte follows: 1 = it has a file tree of its own, else 0.
 pub(crate) const READY: u8 = b'r';
 /// What the child tells its parent before it gives up; a [`Step`] and an errno follow.
 pub(crate) const FAILED: u8 = b'f';
@@ -70,6 +71,8 @@ pub(crate) struct Prepared {
     pub stderr: RawFd,
     /// Whether to become [`NOBODY`].
     pub drop_root: bool,
+    /// The file tree to go to; none = the host's.
+    pub own_root: Option<OwnRoot>,
     /// The child's end of the socket pair.
     pub child_end: RawFd,
     /// The parent's end: closed by the child, so that it sees its parent's death as an end of file.
@@ -92,6 +95,7 @@ impl Prepared {
             null: -1,
             stderr: -1,
             drop_root: false,
+            own_root: None,
             child_end: -1,
             parent_end: -1,
         }
@@ -103,22 +107,37 @@ impl Prepared {
         if isolation == Isolation::Full && !self.hears(MAPPED) {
             exit();
         }
-        if self.drop_root && !drop_root() {
-            self.fail(Step::DropRoot);
-        }
+        let has_own_root = match isolation {
+            Isolation::Nothing => {
+                self.drop_root_if_told();
+                false
+            }
+            // The new root must belong to the user who stays, and that user may not see what it is made of: so the change comes in between.
+            Isolation::Full => {
+                make_mounts_private();
+                let collected = self.own_root.as_ref().and_then(|root| Some((root, root.collect().ok()?)));
+                self.drop_root_if_told();
+                collected.is_some_and(|(root, collected)| root.enter(&collected).is_ok())
+            }
+            // Without a user namespace only root may mount.
+            Isolation::WithoutUser => {
+                make_mounts_private();
+                let entered =
+                    self.own_root.as_ref().is_some_and(|root| root.collect().and_then(|collected| root.enter(&collected)).is_ok());
+                self.drop_root_if_told();
+                entered
+            }
+        };
         // After the change of user, which would reset it.
         if !prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL.unsigned_abs().into()) || !prctl(libc::PR_SET_NO_NEW_PRIVS, 1) {
             self.fail(Step::Prepare);
         }
         // The parent may have died before the signal was set: then nobody answers. If it answers, its death comes later and is noticed.
-        if !self.says(&[READY]) || !self.hears(GO) {
+        if !self.says(&[READY, u8::from(has_own_root)]) || !self.hears(GO) {
             exit();
         }
         if !prepare_process() {
             self.fail(Step::Prepare);
-        }
-        if isolation != Isolation::Nothing {
-            make_mounts_private();
         }
         if !self.arrange_descriptors() {
             self.fail(Step::Descriptors);
@@ -126,6 +145,12 @@ impl Prepared {
         // SAFETY: program, arguments and environment are NUL-terminated strings in null-terminated arrays (invariant of the type).
         unsafe { libc::execve(self.program.as_ptr(), self.arguments.as_ptr(), self.environment.as_ptr()) };
         self.fail(Step::Exec)
+    }
+
+    fn drop_root_if_told(&self) {
+        if self.drop_root && !drop_root() {
+            self.fail(Step::DropRoot);
+        }
     }
 
     /// Standard streams, and nothing else but what was asked for.
@@ -198,7 +223,7 @@ pub(crate) fn start(prepared: &Prepared) -> std::io::Result<Child> {
     Err(last)
 }
 
-/// Writes the child's user mapping where it has a user namespace and needs one, and lets it go on.
+/// Writes the child's user mapping where it has a user namespace (one user only: itself, or nobody), and lets it go on.
 ///
 /// # Errors
 ///
@@ -207,10 +232,15 @@ pub(crate) fn map_users(child: &Child, prepared: &Prepared, parent_end: Borrowed
     if child.isolation != Isolation::Full {
         return Ok(());
     }
-    if prepared.drop_root {
-        for file in ["uid_map", "gid_map"] {
-            std::fs::write(format!("/proc/{}/{file}", child.pid), format!("{NOBODY} {NOBODY} 1"))?;
-        }
+    let (user, group) = if prepared.drop_root {
+        (NOBODY, NOBODY)
+    } else {
+        // Without privileges a group can be mapped only where the groups cannot be changed any more (user_namespaces(7)).
+        std::fs::write(format!("/proc/{}/setgroups", child.pid), "deny")?;
+        (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+    };
+    for (file, id) in [("uid_map", user), ("gid_map", group)] {
+        std::fs::write(format!("/proc/{}/{file}", child.pid), format!("{id} {id} 1"))?;
     }
     rustix::io::write(parent_end, &[MAPPED])?;
     Ok(())

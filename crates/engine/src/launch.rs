@@ -20,8 +20,10 @@ use thiserror::Error;
 use crate::accelerate::{self, Choice};
 use crate::arguments::{self, Machine, Run};
 use crate::bzimage;
+use crate::child::NOBODY;
 use crate::confinement::Confinement;
 use crate::discover::{self, DiscoverError, Discovery, Qemu};
+use crate::root::OwnRoot;
 use crate::spawn::{self, Plan, SpawnError};
 use crate::spec::{FileRange, MAX_COMMAND_LINE_BYTES, SpecError, VmSpec};
 use crate::tsc;
@@ -153,12 +155,18 @@ impl Engine {
             nsm: spec.nsm.as_ref().map(|socket| inherited.add(socket)).transpose()?,
         };
         let (program, arguments) = program(qemu, arguments::build(&machine));
-        let drop_root = may_drop_root(qemu, &spec);
-        let plan = Plan { program, arguments, environment: Vec::new(), keep: inherited.numbers, stderr: stderr_end, drop_root };
+        let own_root = OwnRoot::plan(qemu, choice.kvm);
+        let drop_root = may_drop_root(qemu, &spec, choice.kvm);
+        let plan = Plan { program, arguments, environment: Vec::new(), keep: inherited.numbers, stderr: stderr_end, drop_root, own_root };
         let spawned = spawn::spawn(plan).map_err(|source| LaunchError::Spawn { path: qemu.path.clone(), source })?;
         // Only QEMU has them from here on, so that everybody else sees its end.
         drop((spec, inherited.lifted, qmp_end, console_end));
-        let confinement = Confinement { isolation: spawned.isolation, own_root: false, dropped_root: drop_root, sandbox: qemu.has_sandbox };
+        let confinement = Confinement {
+            isolation: spawned.isolation,
+            own_root: spawned.has_own_root,
+            dropped_root: drop_root,
+            sandbox: qemu.has_sandbox,
+        };
         let vm = Vm::watch(spawned, qmp, stderr, console, choice, confinement).map_err(host("a thread"))?;
         match vm.wait_started(PATIENCE) {
             Started::Running => Ok(vm),
@@ -229,13 +237,27 @@ fn firmware(qemu: &Qemu) -> Vec<PathBuf> {
 }
 
 /// Whether the launching process is root and everything its VM opens by name is open to an ordinary user too.
-fn may_drop_root(qemu: &Qemu, spec: &VmSpec) -> bool {
+fn may_drop_root(qemu: &Qemu, spec: &VmSpec, kvm: bool) -> bool {
     let everybody_may = |file: &OwnedFd, bits: u32| rustix::fs::fstat(file).is_ok_and(|status| status.st_mode & bits == bits);
     rustix::process::geteuid().is_root()
+        && nobody_exists()
+        && (!kvm || std::fs::metadata("/dev/kvm").is_ok_and(|metadata| metadata.mode() & 0o006 == 0o006))
         && spec.memory.iter().all(|range| everybody_may(&range.file, 0o006))
         && everybody_may(&spec.kernel, 0o004)
         && spec.initrd.as_ref().is_none_or(|initrd| everybody_may(initrd, 0o004))
         && qemu.path.ancestors().skip(1).all(|folder| std::fs::metadata(folder).is_ok_and(|metadata| metadata.mode() & 0o001 != 0))
+}
+
+/// Whether this user namespace has a user and a group `nobody`: a container's may have few ids.
+fn nobody_exists() -> bool {
+    ["/proc/self/uid_map", "/proc/self/gid_map"].iter().all(|file| {
+        let map = std::fs::read_to_string(file).unwrap_or_default();
+        map.lines().any(|line| {
+            let mut numbers = line.split_ascii_whitespace().map(str::parse::<u32>);
+            let (Some(Ok(first)), Some(Ok(count))) = (numbers.next(), numbers.nth(1)) else { return false };
+            NOBODY.checked_sub(first).is_some_and(|offset| offset < count)
+        })
+    })
 }
 
 fn socket_pair() -> Result<(OwnedFd, OwnedFd), LaunchError> {

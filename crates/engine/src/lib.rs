@@ -4,7 +4,7 @@
 //! [`Vm::wait`] says how it ended. [`Engine::none`] is an engine without a virtual machine, for conformance runs.
 //!
 //! One file per question: `discover` (which QEMU), `accelerate` (KVM or TCG, which clock), `command_line` (the guest kernel's parameters), `arguments`
-//! (QEMU's own), `spawn` and `child` (the process and its confinement), `qmp` and `vm` (how it goes and ends), `console` (panics on the serial port).
+//! (QEMU's own), `spawn`, `child` and `root` (the process and its confinement), `qmp` and `vm` (how it goes and ends), `console` (panics on the serial port).
 //! Neighbours: `crates/enclave` launches; `crates/nsm` and `crates/vsock` are at the other end of the two device sockets. Reasons: docs/engine.md.
 
 mod accelerate;
@@ -18,6 +18,7 @@ mod discover;
 mod kvm;
 mod launch;
 mod qmp;
+mod root;
 mod spawn;
 mod spec;
 mod tsc;

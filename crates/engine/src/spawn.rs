@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use crate::child::{self, Prepared, Step};
 use crate::confinement::Isolation;
+use crate::root::OwnRoot;
 
 /// A program to be started.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub(crate) struct Plan {
     pub stderr: OwnedFd,
     /// Whether it becomes an unprivileged user (only root can).
     pub drop_root: bool,
+    /// The file tree it sees, where namespaces are allowed; none = the host's.
+    pub own_root: Option<OwnRoot>,
 }
 
 /// A program that was started.
@@ -40,6 +43,8 @@ pub(crate) struct Spawned {
     pub pid: i32,
     pub pidfd: OwnedFd,
     pub isolation: Isolation,
+    /// Does it see a file tree of its own?
+    pub has_own_root: bool,
 }
 
 /// A process that could not be started.
@@ -115,12 +120,13 @@ fn start(plan: Plan) -> Result<Spawned, SpawnError> {
     prepared.null = null.as_raw_fd();
     prepared.stderr = stderr.as_raw_fd();
     prepared.drop_root = plan.drop_root;
+    prepared.own_root = plan.own_root;
     prepared.child_end = child_end.as_raw_fd();
     prepared.parent_end = parent_end.as_raw_fd();
     let child = child::start(&prepared).map_err(SpawnError::Clone)?;
     drop(child_end);
     match converse(&child, &prepared, &parent_end) {
-        Ok(()) => Ok(Spawned { pid: child.pid, pidfd: child.pidfd, isolation: child.isolation }),
+        Ok(has_own_root) => Ok(Spawned { pid: child.pid, pidfd: child.pidfd, isolation: child.isolation, has_own_root }),
         Err(error) => {
             let _ = rustix::process::pidfd_send_signal(&child.pidfd, rustix::process::Signal::KILL);
             let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(child.pidfd.as_fd()), rustix::process::WaitIdOptions::EXITED);
@@ -129,15 +135,17 @@ fn start(plan: Plan) -> Result<Spawned, SpawnError> {
     }
 }
 
-/// The parent's part of the talk with the child, until the exec closes its end.
-fn converse(child: &child::Child, prepared: &Prepared, mut parent_end: &UnixStream) -> Result<(), SpawnError> {
+/// The parent's part of the talk with the child, until the exec closes its end. Returns whether the child has a file tree of its own.
+fn converse(child: &child::Child, prepared: &Prepared, mut parent_end: &UnixStream) -> Result<bool, SpawnError> {
     child::map_users(child, prepared, parent_end.as_fd()).map_err(SpawnError::DropRoot)?;
     let mut first = [0];
     parent_end.read_exact(&mut first).map_err(|_| SpawnError::Vanished)?;
     if first == [child::READY] {
+        let mut has_own_root = [0];
+        parent_end.read_exact(&mut has_own_root).map_err(|_| SpawnError::Vanished)?;
         child::let_go(parent_end.as_fd()).map_err(|_| SpawnError::Vanished)?;
         match parent_end.read(&mut first) {
-            Ok(0) => return Ok(()),
+            Ok(0) => return Ok(has_own_root == [1]),
             Ok(_) => {}
             Err(_) => return Err(SpawnError::Vanished),
         }

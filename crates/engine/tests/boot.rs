@@ -17,6 +17,7 @@ use nitroxide_eif::cpio::{Device, Tree};
 use nitroxide_engine::{
     Accelerator, Discovery, Engine, ExitReason, ExitReport, FileRange, Isolation, LaunchError, PanicWatch, VirtioDiscovery, Vm, VmSpec,
 };
+use nitroxide_testkit::images::ImageSpec;
 use nitroxide_testkit::{Setup, guest_program};
 use rustix::fs::MemfdFlags;
 
@@ -149,6 +150,21 @@ fn a_panic_looks_like_a_reboot_and_the_console_tells_it() {
 }
 
 #[test]
+fn a_panic_is_told_by_a_kernel_that_drives_the_panic_device() {
+    let setup = Setup::locate();
+    let image = ImageSpec::probe(&["panic"]);
+    let mut bootstrap = image.bootstrap();
+    for module in ["pvpanic", "pvpanic-mmio"] {
+        bootstrap.file(format!("modules/{module}.ko"), 0o644, setup.module_bytes(module)).unwrap();
+    }
+    let ramdisks = [bootstrap.to_bytes().unwrap(), image.application().to_bytes().unwrap()].concat();
+    // Without panic= the kernel would halt for ever: the device ends it at once.
+    let spec = VmSpec { initrd: Some(memfd_of(&ramdisks)), cmdline: b"console=ttyS0".to_vec(), ..spec("") };
+    let (report, console) = run(spec);
+    assert_eq!(report.reason, ExitReason::Panicked, "{console}");
+}
+
+#[test]
 fn an_old_kernel_keeps_time_by_counting_instructions() {
     // The same kernel, whose header says that it is older than the parameter.
     let mut kernel = std::fs::read(Setup::locate().kernel()).unwrap();
@@ -214,6 +230,20 @@ fn the_process_is_confined_and_inherits_nothing_else() {
         assert_ne!(target, Path::new(&format!("pipe:[{sentinel_inode}]")));
     }
     if vm.confinement().isolation == Isolation::Full {
+        assert!(vm.confinement().own_root, "{}", vm.confinement());
+        let names = |folder: &str| {
+            let root = process.join("root").join(folder);
+            let mut names: Vec<String> =
+                std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names("dev"), ["urandom"]);
+        assert!(!process.join("root/etc").exists());
+        // Only itself: process 1 of its own namespace.
+        assert_eq!(names("proc").iter().filter(|name| name.parse::<u32>().is_ok()).count(), 1);
+        let mounts = std::fs::read_to_string(process.join("mounts")).unwrap();
+        assert!(mounts.lines().all(|line| line.contains(" ro,") || line.contains(" proc ") || line.contains(" /dev/")), "{mounts}");
         for namespace in ["user", "mnt", "net", "ipc", "pid", "uts"] {
             let of = |process: &Path| std::fs::read_link(process.join("ns").join(namespace)).unwrap();
             assert_ne!(of(&process), of(Path::new("/proc/self")), "{namespace}");
