@@ -52,6 +52,10 @@ impl From<PortGone> for SendError {
     }
 }
 
+/// How long after its first interrupt a device may take to move its counter, in milliseconds. If it does not, it is hardware that we
+/// do not know, and interrupts are believed instead, until the counter is seen to move after all.
+const GRACE_MS: u32 = 1_000;
+
 /// One device's mailbox.
 #[derive(Debug)]
 pub struct Mailbox<P> {
@@ -59,7 +63,7 @@ pub struct Mailbox<P> {
     timeout_ms: u32,
     /// The command whose reply is owed, and the reply counter when it was given.
     owed: Option<(Command, u16)>,
-    /// Does the reply counter move? Unknown until the first reply.
+    /// Does the reply counter move? Unknown until the first reply; only `Some(true)` is final.
     counts: Option<bool>,
 }
 
@@ -86,40 +90,38 @@ impl<P: Port> Mailbox<P> {
         self.owed.is_some()
     }
 
-    /// The device was switched off and on again: it owes nothing and holds nothing.
+    /// The device was switched off and on again: it owes nothing and holds nothing. Its counters may start anew.
     pub fn was_reset(&mut self) {
         self.owed = None;
-        self.counts = None;
     }
 
     /// Waits for the reply to the command that is owed; false when the time is up.
     fn await_reply(&mut self) -> Result<bool, SendError> {
         let Some((_, before)) = self.owed else { return Ok(true) };
         let mut left_ms = self.timeout_ms;
+        let mut interrupted = false;
         loop {
             // Looked at before and after every sleep: the reply may be there although its interrupt was lost.
-            let moved = self.port.counter().replies != before;
-            if moved && self.counts != Some(false) {
+            if self.port.counter().replies != before {
                 self.counts = Some(true);
                 return Ok(true);
             }
-            let Some(left) = self.port.wait(left_ms)?.filter(|_| left_ms > 0) else {
-                return Ok(self.port.counter().replies != before && self.counts != Some(false));
-            };
-            left_ms = left;
-            if self.believes_interrupts(before) {
+            if interrupted && self.counts == Some(false) {
                 return Ok(true);
             }
+            match self.port.wait(left_ms)? {
+                Some(left) => {
+                    interrupted = true;
+                    left_ms = if self.counts == Some(true) { left } else { left.min(GRACE_MS) };
+                }
+                None if self.port.counter().replies != before => {}
+                None if interrupted && self.counts.is_none() => {
+                    self.counts = Some(false);
+                    self.port.notice(&Notice::CounterStandsStill);
+                }
+                None => return Ok(false),
+            }
         }
-    }
-
-    /// Is an interrupt all that tells of a reply? Decided once, by the first.
-    fn believes_interrupts(&mut self, before: u16) -> bool {
-        if self.counts.is_none() && self.port.counter().replies == before {
-            self.counts = Some(false);
-            self.port.notice(&Notice::CounterStandsStill);
-        }
-        self.counts == Some(false)
     }
 
     /// Waits until the device owes nothing; a late reply is thrown away, but a slot in it is freed.

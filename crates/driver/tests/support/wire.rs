@@ -28,12 +28,18 @@ pub struct Registers {
     pub deliveries: VecDeque<Delivery>,
     /// The counter register never moves.
     pub counter_stands_still: bool,
+    /// Spurious interrupts may come before the first reply.
+    pub spurious_from_the_start: bool,
     counter: EventCounter,
     /// The window.
     reply: Reply,
+    /// What the device answered to the last command, whether or not it arrived.
+    pub last_made: Option<Reply>,
     /// A reply on its way: when, what, silent.
     coming: Option<(u64, Reply, bool)>,
     interrupt: bool,
+    /// Has any reply come?
+    replied: bool,
     /// Commands given while a reply was on its way: a real device may do anything then.
     pub overruns: usize,
 }
@@ -45,10 +51,13 @@ impl Registers {
             now_ms: 0,
             deliveries: VecDeque::new(),
             counter_stands_still: false,
+            spurious_from_the_start: false,
             counter: EventCounter { replies: u16::MAX - 2, events: 7 },
             reply: Reply::default(),
+            last_made: None,
             coming: None,
             interrupt: false,
+            replied: false,
             overruns: 0,
         }
     }
@@ -59,6 +68,7 @@ impl Registers {
         if let Some((due, reply, silent)) = self.coming {
             if due <= self.now_ms {
                 self.coming = None;
+                self.replied = true;
                 self.reply = reply;
                 self.interrupt |= !silent;
                 if !self.counter_stands_still {
@@ -95,7 +105,9 @@ impl Port for Registers {
             }
             Some(Fault::LoseCommand) => None,
         };
-        self.interrupt |= delivery.spurious;
+        self.last_made = reply;
+        // Before its first reply a device is taken at its word (see the mailbox's grace): nothing spurious then.
+        self.interrupt |= delivery.spurious && (self.replied || self.spurious_from_the_start);
         self.coming = reply.map(|reply| (self.now_ms + u64::from(delivery.delay_ms), reply, delivery.silent));
         self.pass(0);
         Ok(())
