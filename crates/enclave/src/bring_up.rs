@@ -1,0 +1,512 @@
+//! Bringing an enclave up, stage by stage, from what its owner sent to a running VM.
+//!
+//! Everything that is taken is held by a value, so that a refusal at any stage gives back what the stages before took.
+
+use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nitroxide_eif::{Image, Measurements};
+use nitroxide_engine::{
+    Accelerator, DiscoverError, Discovery, Engine, ExitReason, ExitReport, FileRange, LaunchError, MAX_MEMORY_RUNS, Vm, VmSpec,
+};
+use nitroxide_nsm::{InitialPcrs, NsmBackend, NsmConfig};
+use nitroxide_vsock::{VsockBackend, VsockConfig};
+use nitroxide_world::id::INSTANCE_ID;
+use nitroxide_world::{BindError, Claim, ClaimError, Endpoint, Kind, Listener, SocketFile, World, enclave_id};
+use rustix::io::Errno;
+
+use crate::console::Console;
+use crate::control::{Controlled, Server};
+use crate::followers;
+use crate::image::{self, ExtractedImage, ImageError};
+use crate::life::Life;
+use crate::measured::Measured;
+use crate::memory::LinearMemory;
+use crate::options::{EngineChoice, MemoryMode};
+use crate::packet::{FromProcess, RangeSpec, StartSpec};
+use crate::process::Process;
+use crate::report::{Description, EndReason, EndReport, Flags, HexMeasurements, metadata_value};
+use crate::router::{ApplicationExitCell, EnclaveRouter};
+use crate::stage::{Stage, Stages};
+
+/// How long the console may take to come to its end after QEMU is gone.
+const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why an enclave is not started.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// What START answers.
+    pub(crate) errno: i32,
+    /// Why, for people.
+    pub(crate) message: String,
+}
+
+impl Refused {
+    fn new(errno: Errno, error: &(dyn Error + 'static)) -> Self {
+        Self { errno: errno.raw_os_error(), message: chain(error) }
+    }
+
+    fn io(what: &str, error: &io::Error) -> Self {
+        let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
+        Self { errno: errno.raw_os_error(), message: format!("{what}: {error}") }
+    }
+}
+
+impl From<ClaimError> for Refused {
+    fn from(error: ClaimError) -> Self {
+        Self { errno: error.errno(), message: chain(&error) }
+    }
+}
+
+impl From<BindError> for Refused {
+    fn from(error: BindError) -> Self {
+        Self { errno: error.errno(), message: chain(&error) }
+    }
+}
+
+impl From<ImageError> for Refused {
+    fn from(error: ImageError) -> Self {
+        let errno = match &error {
+            ImageError::Copy(source) => Errno::from_io_error(source).unwrap_or(Errno::IO),
+            _ => Errno::INVAL,
+        };
+        Self::new(errno, &error)
+    }
+}
+
+impl From<DiscoverError> for Refused {
+    fn from(error: DiscoverError) -> Self {
+        Self::new(Errno::IO, &error)
+    }
+}
+
+impl From<LaunchError> for Refused {
+    fn from(error: LaunchError) -> Self {
+        let errno = match &error {
+            LaunchError::Spec(_) => Errno::INVAL,
+            _ => Errno::IO,
+        };
+        Self::new(errno, &error)
+    }
+}
+
+/// An error and what it came from, in one line.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// What an owner gave for one enclave.
+#[derive(Debug)]
+pub(crate) struct Donation {
+    pub(crate) spec: StartSpec,
+    memory: LinearMemory,
+    world: OwnedFd,
+    slot_claim: OwnedFd,
+}
+
+impl Donation {
+    /// Puts the packets together.
+    pub(crate) fn new(spec: StartSpec, files: &[Arc<OwnedFd>], ranges: &[RangeSpec], descriptors: Vec<OwnedFd>) -> Result<Self, Refused> {
+        let malformed = || Refused { errno: Errno::INVAL.raw_os_error(), message: "The owner's request does not fit together.".to_owned() };
+        let [world, slot_claim] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| malformed())?;
+        let memory = ranges
+            .iter()
+            .map(|range| Some(FileRange { file: Arc::clone(files.get(range.file)?), offset: range.offset, size: range.size }))
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(malformed)?;
+        let memory = LinearMemory::new(memory).map_err(|_| malformed())?;
+        Ok(Self { spec, memory, world, slot_claim })
+    }
+}
+
+/// A running enclave with everything that serves it. Dropping it takes it down.
+#[derive(Debug)]
+pub(crate) struct Enclave {
+    cid: u32,
+    name: String,
+    // In the order in which they are to go.
+    server: Server,
+    console_service: Option<ConsoleService>,
+    vm: Arc<Vm>,
+    _vsock: Option<(VsockBackend, SocketFile)>,
+    _nsm: Option<NsmBackend>,
+    _claims: [Claim; 3],
+}
+
+impl Enclave {
+    /// Its CID.
+    pub(crate) fn cid(&self) -> u32 {
+        self.cid
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Gives clients time to fetch their last answers.
+    pub(crate) fn drain_clients(&self, patience: Duration) {
+        self.server.drain(patience);
+        if let Some(service) = &self.console_service {
+            service.drain(patience);
+        }
+    }
+}
+
+impl Drop for Enclave {
+    fn drop(&mut self) {
+        // Normally it has ended long before.
+        self.vm.stopper().stop();
+        self.vm.wait();
+    }
+}
+
+/// Brings an enclave up.
+///
+/// # Errors
+///
+/// Why it is not started; nothing of it is left then.
+pub(crate) fn bring_up(process: &Arc<Process>, donation: Donation) -> Result<Enclave, Refused> {
+    let Donation { spec, memory, world, slot_claim } = donation;
+    let engine = find_engine(&spec);
+    let world = World::from_fd(world, Path::new(&spec.world_path)).map_err(|error| Refused::new(Errno::IO, &error))?;
+    let slot_claim = world.adopt(Kind::Slot, &format!("{:x}", spec.slot_uid), slot_claim)?;
+    let cid = world.claim_cid(spec.cid)?;
+    let name = world.claim_name(&spec.name)?;
+    process.reach(Stage::Claimed);
+
+    let measured = Arc::new(Measured::default());
+    let (memory, image) = prepare_image(process, &spec, memory, &measured)?;
+    let engine = wait_for_engine(engine)?;
+
+    let console = Arc::new(Console::default());
+    let application = Arc::<ApplicationExitCell>::default();
+    let answering = Arc::<AtomicUsize>::default();
+    let router = EnclaveRouter {
+        world: world.clone(),
+        cid: cid.cid,
+        creator_pid: spec.creator_pid,
+        stages: Arc::clone(&process.stages),
+        application: Arc::clone(&application),
+        answering,
+    };
+    let has_guest = image.is_some();
+    let vsock = has_guest.then(|| serve_vsock(&world, router)).transpose()?;
+    let nsm = (has_guest && engine.has_nsm_device()).then(|| serve_nsm(&spec, &measured)).transpose()?;
+    let console_service = (has_guest && spec.debug).then(|| ConsoleService::start(&world, cid.cid, &console)).transpose()?;
+    let controls = Arc::new(Controls {
+        description: describe(&spec, &name.name, cid.cid, &memory, image.as_ref(), &engine),
+        engine: OnceLock::new(),
+        life: Arc::clone(&process.life),
+        stages: Arc::clone(&process.stages),
+        measured: Arc::clone(&measured),
+        console: Arc::clone(&console),
+    });
+    let server = Server::start(&world, spec.slot_uid, Arc::clone(&controls) as Arc<dyn Controlled>)
+        .map_err(|error| Refused::new(Errno::IO, &error))?;
+    process.reach(Stage::Served);
+
+    if process.life.is_stop_requested() {
+        let message = "The enclave was stopped while it started.".to_owned();
+        return Err(Refused { errno: Errno::CANCELED.raw_os_error(), message });
+    }
+    process.reach(Stage::Launching);
+    let mut vm = launch(&engine, &spec, &memory, image.as_ref(), vsock.as_ref().map(|(vsock, _)| vsock), nsm.as_ref())?;
+    let _ = controls.engine.set(engine_words(&engine, &vm));
+    match vm.take_console() {
+        Some(source) => {
+            let console = Arc::clone(&console);
+            spawn("console", move || console.drain(File::from(source)))?;
+        }
+        None => console.end(),
+    }
+    let vm = Arc::new(vm);
+    let enclave = Enclave {
+        cid: cid.cid,
+        name: name.name.clone(),
+        server,
+        console_service,
+        vm: Arc::clone(&vm),
+        _vsock: vsock,
+        _nsm: nsm,
+        _claims: [cid.claim, name.claim, slot_claim],
+    };
+    process.reach(Stage::Running);
+    process.life.runs(vm.stopper());
+    let watched = Arc::clone(process);
+    spawn("vm-end", move || {
+        let report = vm.wait();
+        console.wait_for_end(CONSOLE_PATIENCE);
+        watched.stages.reach(Stage::Ended);
+        let application = *application.lock().unwrap_or_else(PoisonError::into_inner);
+        let report = end_report(report, application, &console);
+        watched.life.ended(report.clone());
+        watched.tell(&FromProcess::Ended(report));
+    })?;
+    Ok(enclave)
+}
+
+/// Begins to look for the engine, which takes as long as running a program does.
+fn find_engine(spec: &StartSpec) -> Option<JoinHandle<Result<Engine, DiscoverError>>> {
+    let discovery = match &spec.engine {
+        EngineChoice::None => return None,
+        EngineChoice::Qemu(Some(path)) => Discovery { chosen: Some(path.clone()), ..Discovery::default() },
+        EngineChoice::Qemu(None) | EngineChoice::Auto => Discovery::default(),
+    };
+    if !matches!(Accelerator::from(spec.accelerator), Accelerator::Tcg) {
+        // Remembered for the launch; finding out a KVM that does not work takes half a second.
+        std::thread::spawn(|| drop(Engine::kvm()));
+    }
+    Some(std::thread::spawn(move || Engine::discover(&discovery)))
+}
+
+fn wait_for_engine(thread: Option<JoinHandle<Result<Engine, DiscoverError>>>) -> Result<Engine, Refused> {
+    let Some(thread) = thread else { return Ok(Engine::none()) };
+    let panicked = |_| Refused { errno: Errno::IO.raw_os_error(), message: "Looking for QEMU failed unexpectedly.".to_owned() };
+    Ok(thread.join().map_err(panicked)??)
+}
+
+/// Copies the image out of the memory, checks it, and makes the memory ready for a VM. Without an engine there is nothing to do.
+fn prepare_image(
+    process: &Process,
+    spec: &StartSpec,
+    memory: LinearMemory,
+    measured: &Arc<Measured>,
+) -> Result<(LinearMemory, Option<ExtractedImage>), Refused> {
+    if spec.engine == EngineChoice::None {
+        measured.set(None);
+        process.reach(Stage::Extracted);
+        process.reach(Stage::Verified);
+        return Ok((memory, None));
+    }
+    let image = image::extract(&memory)?;
+    if spec.memory != MemoryMode::Shared
+        && let Err(error) = image::punch_out(&memory, &image)
+    {
+        // The guest overwrites it like any other memory: only pages are wasted.
+        tracing::debug!(%error, "The image stays in the enclave's memory.");
+    }
+    process.reach(Stage::Extracted);
+    let measurements = image::verify(&image)?;
+    process.reach(Stage::Verified);
+    match measurements {
+        Some(_) => measured.set(measurements),
+        None => measure_later(&image, measured)?,
+    }
+    Ok((few_runs(memory, spec.memory)?, Some(image)))
+}
+
+/// Hashes the image while the guest boots.
+fn measure_later(image: &ExtractedImage, measured: &Arc<Measured>) -> Result<(), Refused> {
+    let (image, measured) = (image.clone(), Arc::clone(measured));
+    spawn("measure", move || {
+        let result = image.measure();
+        if let Err(error) = &result {
+            tracing::error!(%error, "The image cannot be measured.");
+        }
+        measured.set(result.ok());
+    })
+}
+
+/// A VM takes only so many pieces of memory; more are copied into one.
+fn few_runs(memory: LinearMemory, mode: MemoryMode) -> Result<LinearMemory, Refused> {
+    if memory.ranges().len() <= MAX_MEMORY_RUNS || mode == MemoryMode::Shared {
+        return Ok(memory);
+    }
+    memory.gathered().map_err(|error| Refused::io("The enclave's memory cannot be gathered", &error))
+}
+
+fn serve_vsock(world: &World, router: EnclaveRouter) -> Result<(VsockBackend, SocketFile), Refused> {
+    let (listener, file) = world.bind(Endpoint::Enclave(router.cid))?.into_parts();
+    let config = VsockConfig { guest_cid: router.cid, router: Arc::new(router), listener: Some(listener) };
+    let backend = nitroxide_vsock::spawn(config).map_err(|error| Refused::io("The vsock device cannot be started", &error))?;
+    Ok((backend, file))
+}
+
+fn serve_nsm(spec: &StartSpec, measured: &Arc<Measured>) -> Result<NsmBackend, Refused> {
+    let measured = Arc::clone(measured);
+    let pcrs = move || match measured.wait(None) {
+        Some(Measurements { pcr0, pcr1, pcr2, pcr8 }) => {
+            InitialPcrs::of_image(pcr0.0, pcr1.0, pcr2.0, pcr8.map(|pcr| pcr.0)).with_instance_id(INSTANCE_ID)
+        }
+        // The NSM then refuses to speak about registers, which is better than to attest wrong ones.
+        None => std::panic::resume_unwind(Box::new("the image could not be measured")),
+    };
+    let config = NsmConfig { module_id: format!("{INSTANCE_ID}-enc{:016x}", spec.slot_uid), pcrs: Box::new(pcrs), debug: spec.debug };
+    nitroxide_nsm::spawn(config).map_err(|error| Refused::io("The NSM cannot be started", &error))
+}
+
+fn launch(
+    engine: &Engine,
+    spec: &StartSpec,
+    memory: &LinearMemory,
+    image: Option<&ExtractedImage>,
+    vsock: Option<&VsockBackend>,
+    nsm: Option<&NsmBackend>,
+) -> Result<Vm, Refused> {
+    let nothing = || crate::memory::sealable_memory("no-kernel");
+    let parts = image.map(Image::source);
+    let failed = |error: io::Error| Refused::io("The image cannot be handed to QEMU", &error);
+    Ok(engine.launch(VmSpec {
+        memory: memory.ranges().to_vec(),
+        vcpus: spec.vcpus,
+        kernel: parts.map_or_else(nothing, |parts| parts.kernel()).map_err(failed)?,
+        initrd: parts.map(|parts| parts.ramdisks()).transpose().map_err(failed)?.flatten(),
+        cmdline: image.map(|image| image.cmdline().to_vec()).unwrap_or_default(),
+        vsock: vsock.and_then(VsockBackend::take_frontend),
+        nsm: nsm.and_then(NsmBackend::take_frontend),
+        accelerator: spec.accelerator.into(),
+        discovery: spec.discovery(),
+    })?)
+}
+
+fn end_report(report: ExitReport, application: Option<crate::report::ApplicationExit>, console: &Console) -> EndReport {
+    let reason = match report.reason {
+        // A stock kernel's panic looks like a reboot to QEMU, or like power-off, as its command line wishes.
+        ExitReason::Rebooted | ExitReason::PoweredOff if console.panicked() => EndReason::Panicked,
+        ExitReason::PoweredOff => EndReason::PoweredOff,
+        ExitReason::Rebooted => EndReason::Rebooted,
+        ExitReason::Panicked => EndReason::Panicked,
+        ExitReason::Stopped => EndReason::Stopped,
+        _ => EndReason::EngineFailed,
+    };
+    EndReport { reason, detail: report.detail, application, console_tail: console.tail() }
+}
+
+fn describe(spec: &StartSpec, name: &str, cid: u32, memory: &LinearMemory, image: Option<&ExtractedImage>, engine: &Engine) -> Description {
+    // Metadata is unmeasured text of the image's builder: worth showing, not worth failing for.
+    let metadata = image.and_then(|image| image.metadata().ok().flatten());
+    let mut notes = engine.qemu().map(|qemu| qemu.notes.clone()).unwrap_or_default();
+    if image.is_some() && !engine.has_nsm_device() {
+        notes.push("The enclave has no /dev/nsm: this QEMU has no vhost-user-test-device. Use QEMU 11 or newer.".to_owned());
+    }
+    Description {
+        enclave_name: name.to_owned(),
+        enclave_id: enclave_id(spec.slot_uid),
+        process_id: std::process::id(),
+        enclave_cid: cid,
+        number_of_cpus: spec.vcpus,
+        cpu_ids: spec.cpus.clone(),
+        memory_mib: memory.size() >> 20,
+        state: crate::report::State::Empty,
+        flags: if spec.debug { Flags::DebugMode } else { Flags::None },
+        measurements: None,
+        image_name: metadata.as_ref().map(|metadata| metadata.image_name.clone()),
+        image_version: metadata.as_ref().map(|metadata| metadata.image_version.clone()),
+        metadata: metadata.as_ref().map(metadata_value),
+        exit: None,
+        engine: String::new(),
+        notes,
+        stages: Vec::new(),
+    }
+}
+
+fn engine_words(engine: &Engine, vm: &Vm) -> String {
+    let Some(qemu) = engine.qemu() else { return "none".to_owned() };
+    let accelerator = match vm.choice() {
+        Some(choice) if choice.kvm => "KVM".to_owned(),
+        Some(choice) if choice.reason.is_empty() => "TCG".to_owned(),
+        Some(choice) => format!("TCG ({})", choice.reason),
+        None => "no accelerator".to_owned(),
+    };
+    format!("{}; {accelerator}; {}", qemu.path.display(), vm.confinement())
+}
+
+fn spawn(name: &str, act: impl FnOnce() + Send + 'static) -> Result<(), Refused> {
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(act);
+    started.map(drop).map_err(|error| Refused::io("A thread cannot be started", &error))
+}
+
+/// The enclave as its control socket shows it.
+#[derive(Debug)]
+struct Controls {
+    /// What does not change.
+    description: Description,
+    engine: OnceLock<String>,
+    life: Arc<Life>,
+    stages: Arc<Stages>,
+    measured: Arc<Measured>,
+    console: Arc<Console>,
+}
+
+impl Controlled for Controls {
+    fn describe(&self, patience: Duration) -> Description {
+        let measurements = self.measured.wait(Some(patience));
+        Description {
+            state: self.life.state(),
+            measurements: measurements.as_ref().map(HexMeasurements::from),
+            exit: self.life.report(),
+            engine: self.engine.get().cloned().unwrap_or_default(),
+            stages: self.stages.all(),
+            ..self.description.clone()
+        }
+    }
+
+    fn terminate(&self) {
+        self.life.request_stop();
+    }
+
+    fn wait_for_end(&self, patience: Duration) -> Option<EndReport> {
+        self.life.wait_for_end(patience)
+    }
+
+    fn console(&self) -> Option<Arc<Console>> {
+        Some(Arc::clone(&self.console))
+    }
+
+    fn is_debug(&self) -> bool {
+        self.description.flags == Flags::DebugMode
+    }
+}
+
+/// The raw console on CID 0, for an enclave in debug mode.
+#[derive(Debug)]
+struct ConsoleService {
+    listener: Arc<Listener>,
+    readers: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ConsoleService {
+    fn start(world: &World, cid: u32, console: &Arc<Console>) -> Result<Self, Refused> {
+        let listener = Arc::new(world.bind(Endpoint::Console(cid))?);
+        let readers = Arc::<AtomicUsize>::default();
+        let (accepting, console, counted) = (Arc::clone(&listener), Arc::clone(console), Arc::clone(&readers));
+        let thread = std::thread::Builder::new()
+            .name("console-listener".to_owned())
+            .spawn(move || followers::serve(&accepting, &console, &counted))
+            .map_err(|error| Refused::io("A thread cannot be started", &error))?;
+        Ok(Self { listener, readers, thread: Some(thread) })
+    }
+
+    /// Waits up to `patience` until every reader has read to the end.
+    fn drain(&self, patience: Duration) {
+        let begin = std::time::Instant::now();
+        while self.readers.load(std::sync::atomic::Ordering::Relaxed) > 0 && begin.elapsed() < patience {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for ConsoleService {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(self.listener.socket(), rustix::net::Shutdown::Both);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
