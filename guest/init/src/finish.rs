@@ -73,7 +73,8 @@ fn report(ending: Ending) {
         say!("warning: cannot report the exit status: {error}");
         return;
     }
-    // Wait for the other side to close, so that the status is not overtaken by the power-off.
+    // Wait for the other side to close (5 s at most, the stream's own limit), so that the status is not overtaken by the power-off.
+    let _ = rustix::net::shutdown(&stream, rustix::net::Shutdown::Write);
     let _ = std::io::Read::read(&mut stream, &mut [0_u8; 1]);
 }
 

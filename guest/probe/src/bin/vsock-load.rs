@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nitroxide_guest_sys::vsock::{Listener, PARENT_CID, connect};
 use rustix::net::Shutdown;
 use rustix::process::{Resource, Rlimit, setrlimit};
-use rustix::system::{RebootCommand, finit_module, init_module, reboot};
+use rustix::system::{RebootCommand, delete_module, init_module, reboot};
 use vsock_load::{LONGEST, read_pattern, write_pattern};
 
 /// The parent's port with the commands.
@@ -37,12 +37,7 @@ fn main() {
 }
 
 fn run() -> io::Result<()> {
-    for module in MODULES {
-        match fs::read(format!("/modules/{module}.ko")) {
-            Ok(image) => init_module(&image, c"")?,
-            Err(_) => finit_module(File::open(format!("/{module}.ko"))?, c"", 0)?,
-        }
-    }
+    load_modules()?;
     let files = Some(16384);
     setrlimit(Resource::Nofile, Rlimit { current: files, maximum: files })?;
     let listener = Listener::bind(SERVICE)?;
@@ -51,6 +46,32 @@ fn run() -> io::Result<()> {
             thread::spawn(move || serve(stream));
         }
     });
+    while let Next::Reload = follow_commands()? {
+        // The connections of the old driver are over; a listener has none and stays.
+        while delete_module(c"vmw_vsock_virtio_transport", 0).is_err() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        load("vmw_vsock_virtio_transport")?;
+    }
+    Ok(())
+}
+
+fn load_modules() -> io::Result<()> {
+    MODULES.iter().try_for_each(|module| load(module))
+}
+
+fn load(module: &str) -> io::Result<()> {
+    Ok(init_module(&fs::read(format!("/modules/{module}.ko"))?, c"")?)
+}
+
+/// What to do when the host gives no more commands.
+enum Next {
+    PowerOff,
+    Reload,
+}
+
+/// Obeys commands until the host closes the connection or wants the driver reloaded.
+fn follow_commands() -> io::Result<Next> {
     let mut control = connect(PARENT_CID, CONTROL, PATIENCE)?;
     rustix::net::sockopt::set_socket_timeout(&control, rustix::net::sockopt::Timeout::Recv, None)?;
     let answers = Arc::new(Mutex::new(control.try_clone()?));
@@ -58,6 +79,9 @@ fn run() -> io::Result<()> {
     for line in BufReader::new(control).lines() {
         let line = line?;
         let Some((id, command)) = line.split_once(' ').map(|(id, command)| (id.to_owned(), command.to_owned())) else { continue };
+        if command == "reload" {
+            return Ok(Next::Reload);
+        }
         let answers = Arc::clone(&answers);
         thread::spawn(move || {
             let answer = match obey(&command) {
@@ -69,7 +93,7 @@ fn run() -> io::Result<()> {
             }
         });
     }
-    Ok(())
+    Ok(Next::PowerOff)
 }
 
 /// One command of the host.
