@@ -263,7 +263,7 @@ impl Connection {
     /// Notes that `bytes` left our buffer, and whether the guest is to hear of it.
     fn forwarded(&mut self, bytes: usize) {
         self.receive.forward(u32::try_from(bytes).unwrap_or(u32::MAX));
-        self.owes_credit_update |= self.guest_sends && self.receive.news_due();
+        self.owes_credit_update |= self.guest_sends && self.phase == Phase::Open && self.receive.news_due();
     }
 
     fn host_stopped_receiving(&mut self) {

@@ -270,3 +270,64 @@ impl Table {
         self.slot_mut(token).is_some_and(|slot| std::mem::replace(&mut slot.writable_wanted, wanted) != wanted)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handshake() -> Entry {
+        Entry::Handshake(UnixStream::pair().unwrap().0)
+    }
+
+    #[test]
+    fn buffers_shrink_as_the_budget_is_promised_away_but_never_below_the_minimum() {
+        let mut table = Table::default();
+        let mut sizes = Vec::new();
+        for _ in 0..limits::CONNECTIONS {
+            let bytes = table.buffer_for_next();
+            table.promised_bytes += u64::from(bytes);
+            sizes.push(bytes);
+        }
+        assert_eq!(
+            (sizes[0], sizes[100], sizes.last().copied()),
+            (limits::BUFFER_BYTES, limits::BUFFER_BYTES, Some(limits::BUFFER_BYTES_MIN))
+        );
+        assert!(sizes.is_sorted_by(|a, b| a >= b));
+        let most = limits::BUFFER_BUDGET_BYTES + limits::CONNECTIONS as u64 * u64::from(limits::BUFFER_BYTES_MIN);
+        assert!(table.promised_bytes <= most);
+    }
+
+    #[test]
+    fn a_token_dies_with_its_entry_even_when_the_slot_is_used_again() {
+        let mut table = Table::default();
+        let first = table.insert(handshake()).unwrap();
+        table.queue(first);
+        table.set_deadline(first, Some(Instant::now()));
+        table.remove(first).unwrap();
+        let second = table.insert(handshake()).unwrap();
+
+        assert_ne!(first, second);
+        assert!(table.entry(first).is_none());
+        assert_eq!(table.next_turn(), None);
+        assert_eq!(table.next_deadline(), None);
+        assert!(table.remove(first).is_none());
+        assert!(table.entry(second).is_some());
+    }
+
+    #[test]
+    fn turns_of_the_dead_do_not_pile_up() {
+        let mut table = Table::default();
+        for _ in 0..10 * limits::CONNECTIONS {
+            let token = table.insert(handshake()).unwrap();
+            table.queue(token);
+            table.remove(token);
+        }
+        assert!(table.turns.len() <= 2 * limits::CONNECTIONS + 1);
+    }
+
+    #[test]
+    fn the_table_has_an_end() {
+        let mut table = Table { count: limits::CONNECTIONS, ..Table::default() };
+        assert!(table.insert(handshake()).is_none());
+    }
+}

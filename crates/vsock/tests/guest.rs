@@ -253,9 +253,18 @@ fn a_slow_guest_stops_the_hosts_writer_and_loses_nothing() {
 }
 
 #[test]
-fn the_end_of_the_vm_closes_every_stream() {
+fn a_reload_of_the_driver_closes_every_stream_and_so_does_the_end_of_the_vm() {
     let _turn = guest(); // one guest works at a time
     let second = Guest::boot();
+    for _ in 0..3 {
+        second.reload_driver();
+        until("only the control connection is left", || second.backend.statistics().connections == 1);
+        let mut echo = second.service(b'e', 0, 0);
+        echo.write_all(b"again").unwrap();
+        echo.read_exact(&mut [0; 5]).unwrap();
+        drop(echo);
+    }
+
     let mut stream = second.service(b'e', 0, 0);
     let port = second.ports.listen(700);
     let _answer = second.ask("until-error 700");

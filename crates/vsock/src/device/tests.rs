@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 
 use super::driver_model::{Driver, GUEST_CID, GUEST_PORT, HOST_PORT, INDIRECT, NEXT, WRITE};
@@ -173,6 +174,27 @@ fn chains_without_a_readable_header_are_dropped_and_the_queue_goes_on() {
     assert_eq!(driver.sent(), 8);
     assert_eq!(read_available(&mut host), payload);
     assert!(driver.device.statistics().malformed >= 6);
+}
+
+#[test]
+fn a_packet_behind_an_indirect_table_arrives() {
+    use vm_memory::{Bytes, GuestAddress};
+    let mut driver = Driver::new();
+    let mut host = driver.open(GUEST_PORT);
+    let (table, header, payload) = (0x10_0000u64, 0x10_0101u64, 0x10_0201u64);
+    driver.memory.write_slice(&Driver::data(b"indirect").to_bytes(), GuestAddress(header)).unwrap();
+    driver.memory.write_slice(b"indirect", GuestAddress(payload)).unwrap();
+    for (number, (address, length, link)) in [(header, 40, NEXT), (header + 40, 4, NEXT), (payload, 8, 0)].into_iter().enumerate() {
+        let next = u16::try_from(number + 1).unwrap();
+        let descriptor = RawDescriptor::from(Descriptor::new(address, length, link, next));
+        driver.memory.write_obj(descriptor, GuestAddress(table + 16 * number as u64)).unwrap();
+    }
+    driver.send_descriptor(Descriptor::new(table, 48, INDIRECT, 0));
+
+    driver.run();
+
+    assert_eq!(read_available(&mut host), b"indirect");
+    assert_eq!(driver.device.statistics().malformed, 0);
 }
 
 #[test]

@@ -36,6 +36,12 @@ const RUNS: u64 = 60;
 const RUN_BYTES: u64 = 4 << 20;
 const LAST_RUN_BYTES: u64 = 64 << 20;
 
+/// What comes to a port, as the router gives it.
+pub type Connections = Receiver<(ConnectRequest, UnixStream)>;
+
+/// Who waits for the answer to which command.
+type Answers = Arc<Mutex<HashMap<u64, Sender<String>>>>;
+
 /// A router whose ports are channels.
 #[derive(Debug, Default)]
 pub struct Ports {
@@ -44,7 +50,7 @@ pub struct Ports {
 
 impl Ports {
     /// Takes connections to `port` from now on.
-    pub fn listen(&self, port: u32) -> Receiver<(ConnectRequest, UnixStream)> {
+    pub fn listen(&self, port: u32) -> Connections {
         let (sender, receiver) = channel();
         self.listeners.lock().unwrap().insert(port, sender);
         receiver
@@ -70,8 +76,9 @@ pub struct Guest {
     pub vm: Vm,
     socket: PathBuf,
     _directory: tempfile::TempDir,
-    control: Mutex<UnixStream>,
-    answers: Arc<Mutex<HashMap<u64, Sender<String>>>>,
+    /// The stream with the commands, and where the next one comes from.
+    control: Mutex<(UnixStream, Connections)>,
+    answers: Answers,
     next: Mutex<u64>,
 }
 
@@ -92,24 +99,16 @@ impl Guest {
         .unwrap();
         let mut vm = launch(backend.take_frontend().unwrap());
         print_console(&mut vm);
-        let (_, control) = control.recv_timeout(PATIENCE).expect("the guest boots and connects");
-        control.set_read_timeout(None).unwrap();
-        let mut lines = BufReader::new(control.try_clone().unwrap());
-        let mut line = String::new();
-        lines.read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
-        let answers: Arc<Mutex<HashMap<u64, Sender<String>>>> = Arc::default();
-        let waiting = Arc::clone(&answers);
-        std::thread::spawn(move || {
-            for line in lines.lines().map_while(Result::ok) {
-                let (id, answer) = line.split_once(' ').unwrap();
-                if let Some(sender) = waiting.lock().unwrap().remove(&id.parse().unwrap()) {
-                    let _ = sender.send(answer.to_owned());
-                }
-            }
-            waiting.lock().unwrap().clear(); // whoever waits sees that no answer comes
-        });
-        Self { ports, backend, vm, socket, _directory: directory, control: Mutex::new(control), answers, next: Mutex::new(0) }
+        let answers = Answers::default();
+        let stream = follow(&control, &answers);
+        Self { ports, backend, vm, socket, _directory: directory, control: Mutex::new((stream, control)), answers, next: Mutex::new(0) }
+    }
+
+    /// Lets the guest unload and load its vsock driver; returns when it is ready again.
+    pub fn reload_driver(&self) {
+        let mut control = self.control.lock().unwrap();
+        control.0.write_all(b"0 reload\n").unwrap();
+        control.0 = follow(&control.1, &self.answers);
     }
 
     /// Gives the guest a command; the answer comes through the channel: `ok <words>` or `error <errno>`.
@@ -121,7 +120,7 @@ impl Guest {
             *next
         };
         self.answers.lock().unwrap().insert(id, sender);
-        self.control.lock().unwrap().write_all(format!("{id} {command}\n").as_bytes()).unwrap();
+        self.control.lock().unwrap().0.write_all(format!("{id} {command}\n").as_bytes()).unwrap();
         receiver
     }
 
@@ -152,6 +151,27 @@ impl Guest {
         stream.write_all(&ask).unwrap();
         stream
     }
+}
+
+/// Takes the guest's control connection and hands its answers out from now on.
+fn follow(control: &Connections, answers: &Answers) -> UnixStream {
+    let (_, stream) = control.recv_timeout(PATIENCE).expect("the guest boots and connects");
+    stream.set_read_timeout(None).unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    let waiting = Arc::clone(answers);
+    std::thread::spawn(move || {
+        for line in lines.lines().map_while(Result::ok) {
+            let (id, answer) = line.split_once(' ').unwrap();
+            if let Some(sender) = waiting.lock().unwrap().remove(&id.parse().unwrap()) {
+                let _ = sender.send(answer.to_owned());
+            }
+        }
+        waiting.lock().unwrap().clear(); // whoever waits sees that no answer comes
+    });
+    stream
 }
 
 /// The words of an answer that is `ok`.
