@@ -19,7 +19,7 @@ use nitroxide_engine::{
 use nitroxide_nsm::{InitialPcrs, NsmBackend, NsmConfig};
 use nitroxide_vsock::{VsockBackend, VsockConfig};
 use nitroxide_world::id::INSTANCE_ID;
-use nitroxide_world::{BindError, Claim, ClaimError, Endpoint, Kind, Listener, SocketFile, World, enclave_id};
+use nitroxide_world::{BindError, Claim, ClaimError, Endpoint, Listener, SocketFile, World, enclave_id};
 use rustix::io::Errno;
 
 use crate::console::Console;
@@ -144,7 +144,9 @@ pub(crate) struct Enclave {
     vm: Arc<Vm>,
     _vsock: Option<(VsockBackend, SocketFile)>,
     _nsm: Option<NsmBackend>,
-    _claims: [Claim; 3],
+    _claims: [Claim; 2],
+    /// Keeps the slot's claim held if the owner dies first. Not a [`Claim`]: giving it back is the owner's, who may start the slot again.
+    _slot_claim: OwnedFd,
 }
 
 impl Enclave {
@@ -184,7 +186,6 @@ pub(crate) fn bring_up(process: &Arc<Process>, donation: Donation) -> Result<Enc
     let Donation { spec, memory, world, slot_claim } = donation;
     let engine = find_engine(&spec);
     let world = World::from_fd(world, Path::new(&spec.world_path)).map_err(|error| Refused::new(Errno::IO, &error))?;
-    let slot_claim = world.adopt(Kind::Slot, &format!("{:x}", spec.slot_uid), slot_claim)?;
     let cid = world.claim_cid(spec.cid)?;
     let name = world.claim_name(&spec.name)?;
     process.reach(Stage::Claimed);
@@ -243,7 +244,8 @@ pub(crate) fn bring_up(process: &Arc<Process>, donation: Donation) -> Result<Enc
         vm: Arc::clone(&vm),
         _vsock: vsock,
         _nsm: nsm,
-        _claims: [cid.claim, name.claim, slot_claim],
+        _claims: [cid.claim, name.claim],
+        _slot_claim: slot_claim,
     };
     process.reach(Stage::Running);
     process.life.runs(vm.stopper());
