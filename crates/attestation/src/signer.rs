@@ -46,6 +46,7 @@ pub struct Claims<'a> {
 /// A P-384 key with a certificate chain: root (in the bundle) and leaf.
 ///
 /// The root is made with it and known to nobody else; its documents prove that they come from one and the same signer, no more.
+#[derive(Clone)]
 pub struct Signer {
     module_id: String,
     key: SigningKey,

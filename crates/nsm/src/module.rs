@@ -19,7 +19,7 @@ pub const RANDOM_BYTES: usize = 256;
 const VERSION: [u16; 3] = [1, 0, 0];
 
 /// What the module needs before it can speak about registers.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Identity {
     /// Signs documents.
     pub signer: Signer,
