@@ -19,6 +19,10 @@ pub(crate) const NOBODY: u32 = 65534;
 /// Every namespace but the user one.
 const NAMESPACES: c_int = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWPID | libc::CLONE_NEWUTS;
 
+/// include/uapi/linux/securebits.h.
+const SECBIT_NOROOT: u8 = 1;
+const SECBIT_NOROOT_LOCKED: u8 = 2;
+
 /// What the parent tells the child: the user mapping is written.
 const MAPPED: u8 = b'm';
 /// What the parent tells the child: it is alive, so its death will be noticed; go on.
@@ -107,6 +111,8 @@ impl Prepared {
         if isolation == Isolation::Full && !self.hears(MAPPED) {
             exit();
         }
+        // Root gets no capabilities by becoming another program (capabilities(7)); refused to the unprivileged, who have none.
+        prctl(libc::PR_SET_SECUREBITS, u64::from(SECBIT_NOROOT | SECBIT_NOROOT_LOCKED));
         let has_own_root = match isolation {
             Isolation::Nothing => {
                 self.drop_root_if_told();

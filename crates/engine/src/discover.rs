@@ -129,6 +129,13 @@ impl Qemu {
         Place { path: self.path.clone(), tree: self.tree.clone() }.command()
     }
 
+    /// What it says its version is, e.g. `11.1.3`; none where it does not say.
+    pub fn version(&self) -> Option<String> {
+        let output = self.command().arg("--version").stdin(Stdio::null()).output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.split_once("version ")?.1.split_ascii_whitespace().next().map(str::to_owned)
+    }
+
     fn chosen(path: &Path) -> Result<Self, DiscoverError> {
         let refuse = |reason: String| DiscoverError::NotExecutable { path: path.to_owned(), reason };
         let metadata = std::fs::metadata(path).map_err(|error| refuse(error.to_string()))?;

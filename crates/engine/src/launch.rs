@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -116,6 +116,29 @@ impl Engine {
         accelerate::kvm_works().clone()
     }
 
+    /// Tries how far this host lets a VM be confined, with a QEMU that only tells its version; none for an engine without a VM.
+    ///
+    /// # Errors
+    ///
+    /// [`LaunchError::Spawn`] and [`LaunchError::Host`]: then no VM starts here either.
+    pub fn try_confinement(&self) -> Result<Option<Confinement>, LaunchError> {
+        let Some(qemu) = &self.qemu else { return Ok(None) };
+        let null = File::options().write(true).open("/dev/null").map_err(host("/dev/null"))?;
+        let (program, arguments) = program(qemu, vec![b"--version".to_vec()]);
+        let own_root = OwnRoot::plan(qemu, false);
+        let drop_root = may_drop_root(qemu, &[], false);
+        let plan = Plan { program, arguments, environment: Vec::new(), keep: Vec::new(), stderr: null.into(), drop_root, own_root };
+        let spawned = spawn::spawn(plan).map_err(|source| LaunchError::Spawn { path: qemu.path.clone(), source })?;
+        let confinement = Confinement {
+            isolation: spawned.isolation,
+            own_root: spawned.has_own_root,
+            dropped_root: drop_root,
+            sandbox: qemu.has_sandbox,
+        };
+        let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(spawned.pidfd.as_fd()), rustix::process::WaitIdOptions::EXITED);
+        Ok(Some(confinement))
+    }
+
     /// Starts a VM and returns once its guest runs. The backends of its device sockets must be running already.
     ///
     /// # Errors
@@ -156,7 +179,9 @@ impl Engine {
         };
         let (program, arguments) = program(qemu, arguments::build(&machine));
         let own_root = OwnRoot::plan(qemu, choice.kvm);
-        let drop_root = may_drop_root(qemu, &spec, choice.kvm);
+        let files = spec.memory.iter().map(|range| (&*range.file, 0o006)).chain([(&spec.kernel, 0o004)]);
+        let files: Vec<(&OwnedFd, u32)> = files.chain(spec.initrd.iter().map(|initrd| (initrd, 0o004))).collect();
+        let drop_root = may_drop_root(qemu, &files, choice.kvm);
         let plan = Plan { program, arguments, environment: Vec::new(), keep: inherited.numbers, stderr: stderr_end, drop_root, own_root };
         let spawned = spawn::spawn(plan).map_err(|source| LaunchError::Spawn { path: qemu.path.clone(), source })?;
         // Only QEMU has them from here on, so that everybody else sees its end.
@@ -167,6 +192,7 @@ impl Engine {
             dropped_root: drop_root,
             sandbox: qemu.has_sandbox,
         };
+        tracing::debug!(pid = spawned.pid, %confinement, ?choice, "QEMU was started");
         let vm = Vm::watch(spawned, qmp, stderr, console, choice, confinement).map_err(host("a thread"))?;
         match vm.wait_started(PATIENCE) {
             Started::Running => Ok(vm),
@@ -236,15 +262,13 @@ fn firmware(qemu: &Qemu) -> Vec<PathBuf> {
     qemu.tree.iter().flat_map(|tree| ["usr/share/qemu", "usr/share/seabios"].map(|folder| tree.join(folder))).collect()
 }
 
-/// Whether the launching process is root and everything its VM opens by name is open to an ordinary user too.
-fn may_drop_root(qemu: &Qemu, spec: &VmSpec, kvm: bool) -> bool {
-    let everybody_may = |file: &OwnedFd, bits: u32| rustix::fs::fstat(file).is_ok_and(|status| status.st_mode & bits == bits);
+/// Whether the launching process is root and everything its VM opens by name, with these permissions, is open to an ordinary user too.
+fn may_drop_root(qemu: &Qemu, files: &[(&OwnedFd, u32)], kvm: bool) -> bool {
+    let everybody_may = |(file, bits): &(&OwnedFd, u32)| rustix::fs::fstat(file).is_ok_and(|status| status.st_mode & bits == *bits);
     rustix::process::geteuid().is_root()
         && nobody_exists()
         && (!kvm || std::fs::metadata("/dev/kvm").is_ok_and(|metadata| metadata.mode() & 0o006 == 0o006))
-        && spec.memory.iter().all(|range| everybody_may(&range.file, 0o006))
-        && everybody_may(&spec.kernel, 0o004)
-        && spec.initrd.as_ref().is_none_or(|initrd| everybody_may(initrd, 0o004))
+        && files.iter().all(everybody_may)
         && qemu.path.ancestors().skip(1).all(|folder| std::fs::metadata(folder).is_ok_and(|metadata| metadata.mode() & 0o001 != 0))
 }
 
