@@ -103,10 +103,12 @@ impl Stages {
         is_new
     }
 
-    /// All notes so far, in the order they came.
+    /// All notes so far, by their times: those of the owner arrive after the process's first.
     #[must_use]
     pub fn all(&self) -> Vec<StageTime> {
-        self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut all = self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        all.sort_by_key(|time| time.at_ns);
+        all
     }
 }
 
@@ -121,6 +123,8 @@ mod tests {
         assert!(!stages.add(StageTime { stage: Stage::Heartbeat, at_ns: 2 }));
         assert_eq!(stages.all(), [StageTime { stage: Stage::Heartbeat, at_ns: 1 }]);
         assert!(stages.reach(Stage::Ended).is_some());
+        assert!(stages.add(StageTime { stage: Stage::Requested, at_ns: 0 }));
+        assert_eq!(stages.all().first().map(|time| time.stage), Some(Stage::Requested));
     }
 
     #[test]
