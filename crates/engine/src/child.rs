@@ -27,7 +27,8 @@ const SECBIT_NOROOT_LOCKED: u8 = 2;
 const MAPPED: u8 = b'm';
 /// What the parent tells the child: it is alive, so its death will be noticed; go on.
 const GO: u8 = b'g';
-/// What the child tells its parent: the signal for its parent's death is set. A byte follows: 1 = it has a file tree of its own, else 0.
+/// What the child tells its parent: the signal for its parent's death is set. Two bytes follow, 1 = yes: does it have
+/// a file tree of its own, did it give up root?
 pub(crate) const READY: u8 = b'r';
 /// What the child tells its parent before it gives up; a [`Step`] and an errno follow.
 pub(crate) const FAILED: u8 = b'f';
@@ -57,6 +58,17 @@ impl Step {
     }
 }
 
+/// Whether a root launcher's VM becomes [`NOBODY`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DropRoot {
+    /// It stays who it is: the launcher is not root, or nobody could not open what the VM needs.
+    No,
+    /// Only where it sees a file tree of its own: on the host's, the folder with QEMU is closed to others (such as root's home).
+    WithOwnRoot,
+    /// In any case.
+    Yes,
+}
+
 /// Everything the child needs, made ready before the clone.
 ///
 /// # Invariants
@@ -74,7 +86,7 @@ pub(crate) struct Prepared {
     /// Becomes standard error.
     pub stderr: RawFd,
     /// Whether to become [`NOBODY`].
-    pub drop_root: bool,
+    pub drop_root: DropRoot,
     /// The file tree to go to; none = the host's.
     pub own_root: Option<OwnRoot>,
     /// The child's end of the socket pair.
@@ -98,7 +110,7 @@ impl Prepared {
             keep: Vec::new(),
             null: -1,
             stderr: -1,
-            drop_root: false,
+            drop_root: DropRoot::No,
             own_root: None,
             child_end: -1,
             parent_end: -1,
@@ -113,33 +125,33 @@ impl Prepared {
         }
         // Root gets no capabilities by becoming another program (capabilities(7)); refused to the unprivileged, who have none.
         prctl(libc::PR_SET_SECUREBITS, u64::from(SECBIT_NOROOT | SECBIT_NOROOT_LOCKED));
-        let has_own_root = match isolation {
-            Isolation::Nothing => {
-                self.drop_root_if_told();
-                false
-            }
+        let mut has_own_root = false;
+        let mut drops_root = self.drop_root == DropRoot::Yes;
+        match isolation {
+            Isolation::Nothing => self.drop_root_if(drops_root),
             // The new root must belong to the user who stays, and that user may not see what it is made of: so the change comes in between.
             Isolation::Full => {
                 make_mounts_private();
                 let collected = self.own_root.as_ref().and_then(|root| Some((root, root.collect().ok()?)));
-                self.drop_root_if_told();
-                collected.is_some_and(|(root, collected)| root.enter(&collected).is_ok())
+                drops_root |= self.drop_root == DropRoot::WithOwnRoot && collected.is_some();
+                self.drop_root_if(drops_root);
+                has_own_root = collected.is_some_and(|(root, collected)| root.enter(&collected).is_ok());
             }
             // Without a user namespace only root may mount.
             Isolation::WithoutUser => {
                 make_mounts_private();
-                let entered =
+                has_own_root =
                     self.own_root.as_ref().is_some_and(|root| root.collect().and_then(|collected| root.enter(&collected)).is_ok());
-                self.drop_root_if_told();
-                entered
+                drops_root |= self.drop_root == DropRoot::WithOwnRoot && has_own_root;
+                self.drop_root_if(drops_root);
             }
-        };
+        }
         // After the change of user, which would reset it.
         if !prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL.unsigned_abs().into()) || !prctl(libc::PR_SET_NO_NEW_PRIVS, 1) {
             self.fail(Step::Prepare);
         }
         // The parent may have died before the signal was set: then nobody answers. If it answers, its death comes later and is noticed.
-        if !self.says(&[READY, u8::from(has_own_root)]) || !self.hears(GO) {
+        if !self.says(&[READY, u8::from(has_own_root), u8::from(drops_root)]) || !self.hears(GO) {
             exit();
         }
         if !prepare_process() {
@@ -153,8 +165,8 @@ impl Prepared {
         self.fail(Step::Exec)
     }
 
-    fn drop_root_if_told(&self) {
-        if self.drop_root && !drop_root() {
+    fn drop_root_if(&self, wanted: bool) {
+        if wanted && !drop_root() {
             self.fail(Step::DropRoot);
         }
     }
@@ -238,7 +250,7 @@ pub(crate) fn map_users(child: &Child, prepared: &Prepared, parent_end: Borrowed
     if child.isolation != Isolation::Full {
         return Ok(());
     }
-    let (user, group) = if prepared.drop_root {
+    let (user, group) = if prepared.drop_root != DropRoot::No {
         (NOBODY, NOBODY)
     } else {
         // Without privileges a group can be mapped only where the groups cannot be changed any more (user_namespaces(7)).

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use thiserror::Error;
 use crate::accelerate::{self, Choice};
 use crate::arguments::{self, Machine, Run};
 use crate::bzimage;
-use crate::child::NOBODY;
+use crate::child::{DropRoot, NOBODY};
 use crate::confinement::Confinement;
 use crate::discover::{self, DiscoverError, Discovery, Qemu};
 use crate::root::OwnRoot;
@@ -126,13 +126,13 @@ impl Engine {
         let null = File::options().write(true).open("/dev/null").map_err(host("/dev/null"))?;
         let (program, arguments) = program(qemu, vec![b"--version".to_vec()]);
         let own_root = OwnRoot::plan(qemu, false);
-        let drop_root = may_drop_root(qemu, &[], false);
+        let drop_root = drop_root(qemu, &[], false);
         let plan = Plan { program, arguments, environment: Vec::new(), keep: Vec::new(), stderr: null.into(), drop_root, own_root };
         let spawned = spawn::spawn(plan).map_err(|source| LaunchError::Spawn { path: qemu.path.clone(), source })?;
         let confinement = Confinement {
             isolation: spawned.isolation,
             own_root: spawned.has_own_root,
-            dropped_root: drop_root,
+            dropped_root: spawned.dropped_root,
             sandbox: qemu.has_sandbox,
         };
         let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(spawned.pidfd.as_fd()), rustix::process::WaitIdOptions::EXITED);
@@ -181,7 +181,7 @@ impl Engine {
         let own_root = OwnRoot::plan(qemu, choice.kvm);
         let files = spec.memory.iter().map(|range| (&*range.file, 0o006)).chain([(&spec.kernel, 0o004)]);
         let files: Vec<(&OwnedFd, u32)> = files.chain(spec.initrd.iter().map(|initrd| (initrd, 0o004))).collect();
-        let drop_root = may_drop_root(qemu, &files, choice.kvm);
+        let drop_root = drop_root(qemu, &files, choice.kvm);
         let plan = Plan { program, arguments, environment: Vec::new(), keep: inherited.numbers, stderr: stderr_end, drop_root, own_root };
         let spawned = spawn::spawn(plan).map_err(|source| LaunchError::Spawn { path: qemu.path.clone(), source })?;
         // Only QEMU has them from here on, so that everybody else sees its end.
@@ -189,7 +189,7 @@ impl Engine {
         let confinement = Confinement {
             isolation: spawned.isolation,
             own_root: spawned.has_own_root,
-            dropped_root: drop_root,
+            dropped_root: spawned.dropped_root,
             sandbox: qemu.has_sandbox,
         };
         tracing::debug!(pid = spawned.pid, %confinement, ?choice, "QEMU was started");
@@ -263,13 +263,17 @@ fn firmware(qemu: &Qemu) -> Vec<PathBuf> {
 }
 
 /// Whether the launching process is root and everything its VM opens by name, with these permissions, is open to an ordinary user too.
-fn may_drop_root(qemu: &Qemu, files: &[(&OwnedFd, u32)], kvm: bool) -> bool {
+fn drop_root(qemu: &Qemu, files: &[(&OwnedFd, u32)], kvm: bool) -> DropRoot {
     let everybody_may = |(file, bits): &(&OwnedFd, u32)| rustix::fs::fstat(file).is_ok_and(|status| status.st_mode & bits == *bits);
-    rustix::process::geteuid().is_root()
-        && nobody_exists()
-        && (!kvm || std::fs::metadata("/dev/kvm").is_ok_and(|metadata| metadata.mode() & 0o006 == 0o006))
-        && files.iter().all(everybody_may)
-        && qemu.path.ancestors().skip(1).all(|folder| std::fs::metadata(folder).is_ok_and(|metadata| metadata.mode() & 0o001 != 0))
+    if !rustix::process::geteuid().is_root()
+        || !nobody_exists()
+        || (kvm && std::fs::metadata("/dev/kvm").is_ok_and(|metadata| metadata.mode() & 0o006 != 0o006))
+        || !files.iter().all(everybody_may)
+    {
+        return DropRoot::No;
+    }
+    let is_open = |folder: &Path| std::fs::metadata(folder).is_ok_and(|metadata| metadata.mode() & 0o001 != 0);
+    if qemu.path.ancestors().skip(1).all(is_open) { DropRoot::Yes } else { DropRoot::WithOwnRoot }
 }
 
 /// Whether this user namespace has a user and a group `nobody`: a container's may have few ids.

@@ -101,7 +101,10 @@ impl OwnRoot {
             *slot = Some(copied);
         }
         // Where a container covers parts of /proc the kernel refuses a fresh one; then the container's own, which shows no more.
-        collected.proc = Some(fresh_proc().or_else(|_| copy(c"/proc"))?);
+        let proc = fresh_proc().or_else(|_| copy(c"/proc"))?;
+        // Else an owner of /proc/sys could set what the host's kernel does, capabilities or not.
+        read_only(proc.as_fd(), false)?;
+        collected.proc = Some(proc);
         Ok(collected)
     }
 

@@ -14,7 +14,7 @@ use displaydoc::Display;
 use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
 
-use crate::child::{self, Prepared, Step};
+use crate::child::{self, DropRoot, Prepared, Step};
 use crate::confinement::Isolation;
 use crate::root::OwnRoot;
 
@@ -32,7 +32,7 @@ pub(crate) struct Plan {
     /// Its standard error.
     pub stderr: OwnedFd,
     /// Whether it becomes an unprivileged user (only root can).
-    pub drop_root: bool,
+    pub drop_root: DropRoot,
     /// The file tree it sees, where namespaces are allowed; none = the host's.
     pub own_root: Option<OwnRoot>,
 }
@@ -45,6 +45,8 @@ pub(crate) struct Spawned {
     pub isolation: Isolation,
     /// Does it see a file tree of its own?
     pub has_own_root: bool,
+    /// Did it give up root?
+    pub dropped_root: bool,
 }
 
 /// A process that could not be started.
@@ -126,7 +128,9 @@ fn start(plan: Plan) -> Result<Spawned, SpawnError> {
     let child = child::start(&prepared).map_err(SpawnError::Clone)?;
     drop(child_end);
     match converse(&child, &prepared, &parent_end) {
-        Ok(has_own_root) => Ok(Spawned { pid: child.pid, pidfd: child.pidfd, isolation: child.isolation, has_own_root }),
+        Ok((has_own_root, dropped_root)) => {
+            Ok(Spawned { pid: child.pid, pidfd: child.pidfd, isolation: child.isolation, has_own_root, dropped_root })
+        }
         Err(error) => {
             let _ = rustix::process::pidfd_send_signal(&child.pidfd, rustix::process::Signal::KILL);
             let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(child.pidfd.as_fd()), rustix::process::WaitIdOptions::EXITED);
@@ -135,17 +139,18 @@ fn start(plan: Plan) -> Result<Spawned, SpawnError> {
     }
 }
 
-/// The parent's part of the talk with the child, until the exec closes its end. Returns whether the child has a file tree of its own.
-fn converse(child: &child::Child, prepared: &Prepared, mut parent_end: &UnixStream) -> Result<bool, SpawnError> {
+/// The parent's part of the talk with the child, until the exec closes its end. Returns whether the child has a file tree of its own, and whether it
+/// gave up root.
+fn converse(child: &child::Child, prepared: &Prepared, mut parent_end: &UnixStream) -> Result<(bool, bool), SpawnError> {
     child::map_users(child, prepared, parent_end.as_fd()).map_err(SpawnError::DropRoot)?;
     let mut first = [0];
     parent_end.read_exact(&mut first).map_err(|_| SpawnError::Vanished)?;
     if first == [child::READY] {
-        let mut has_own_root = [0];
-        parent_end.read_exact(&mut has_own_root).map_err(|_| SpawnError::Vanished)?;
+        let mut facts = [0; 2];
+        parent_end.read_exact(&mut facts).map_err(|_| SpawnError::Vanished)?;
         child::let_go(parent_end.as_fd()).map_err(|_| SpawnError::Vanished)?;
         match parent_end.read(&mut first) {
-            Ok(0) => return Ok(has_own_root == [1]),
+            Ok(0) => return Ok((facts[0] == 1, facts[1] == 1)),
             Ok(_) => {}
             Err(_) => return Err(SpawnError::Vanished),
         }
