@@ -3,6 +3,8 @@
 //! Each test makes the calls of one run of the C driver and compares the lines. Lines that differ on purpose are in
 //! `DIFFERENCES`, each with the weakness that it mends.
 
+#![allow(clippy::unwrap_used, reason = "tests may unwrap")]
+
 mod support;
 
 use std::fmt::Write as _;

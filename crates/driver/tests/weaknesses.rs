@@ -190,6 +190,18 @@ fn w10_refusal_alone_is_no_confirmation() {
 }
 
 #[test]
+fn w10_slot_that_the_device_denies_is_gone_only_after_a_free_without_a_reply() {
+    let mut f = Fixture::new(200);
+    let e = f.running();
+    f.device.fail_next(SlotFree, Fault::Refuse(-22));
+    f.device.fail_next(SlotInfo, Fault::Refuse(-22));
+    let e = f.close(e).unwrap_err();
+    assert!(f.memory.pinned() > 0);
+    f.device.faults.clear();
+    f.close(e).unwrap();
+}
+
+#[test]
 fn w10_enclave_that_ended_unnoticed_can_be_closed() {
     let mut f = Fixture::new(200);
     let e = f.running();

@@ -7,6 +7,8 @@
 //!
 //! A divergence prints seed and shrunk sequence. `NITROXIDE_MODEL_SEQUENCES` and `NITROXIDE_MODEL_SEED` change the run.
 
+#![allow(clippy::unwrap_used, reason = "tests may unwrap")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -47,9 +49,8 @@ fn random_sequences_do_not_diverge_from_the_model() {
 }
 
 fn attempt(operations: &[Operation]) -> Result<run::Seen, String> {
-    catch_unwind(AssertUnwindSafe(|| run::run(operations)))
-        .unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            Err(text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default())
-        })
+    catch_unwind(AssertUnwindSafe(|| run::run(operations))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        Err(text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default())
+    })
 }

@@ -1,11 +1,11 @@
 //! One sequence on the core and on the reference, side by side.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use nitroxide_abi::{Code, CpuId};
-use nitroxide_driver::{Machine, Mailbox, State};
+use nitroxide_driver::{call, Machine, Mailbox, SendError, Slot, State};
 
-use crate::recorder::Recorder;
+use crate::recorder::{Exchange, Recorder};
 use crate::reference::{Life, Reference};
 use crate::sequence::Operation;
 use crate::support::client::{Mapped, Memory};
@@ -107,7 +107,11 @@ impl Run {
             // A gigantic page, and one behind it.
             map(vec![page(8 * GIB, GIB), page(9 * GIB, 2 * MIB)]),
             // Scattered small ones, and one that is not huge.
-            map([0, 2, 4, 5].map(|index| page(12 * GIB + index * 2 * MIB, 2 * MIB)).into_iter().chain([Mapped { huge: false, ..page(0, 2 * MIB) }]).collect()),
+            map([0, 2, 4, 5]
+                .map(|index| page(12 * GIB + index * 2 * MIB, 2 * MIB))
+                .into_iter()
+                .chain([Mapped { huge: false, ..page(0, 2 * MIB) }])
+                .collect()),
             // Two of another node.
             map([0, 1].map(|index| Mapped { node: 1, ..page(16 * GIB + index * 32 * MIB, 32 * MIB) }).to_vec()),
             // Nothing there.
@@ -161,7 +165,11 @@ impl Run {
             Operation::Withhold { cpu, withheld } => {
                 let set = &mut self.reference.withheld;
                 self.fixture.machine.with_pool(|_, cpus| if withheld { cpus.withheld.insert(cpu) } else { cpus.withheld.remove(&cpu) });
-                if withheld { set.insert(cpu) } else { set.remove(&cpu) };
+                if withheld {
+                    set.insert(cpu)
+                } else {
+                    set.remove(&cpu)
+                };
             }
             Operation::Foreign { cpu, foreign } => {
                 self.fixture.machine.with_pool(|pool, _| pool.set_foreign(CpuId(cpu), foreign));
@@ -210,7 +218,7 @@ impl Run {
 
     fn create(&mut self, good_pointer: bool) {
         let argument = if good_pointer { ARGUMENT } else { 0 };
-        let slot = nitroxide_driver::Slot::allocate(&self.fixture.machine, &mut self.fixture.device);
+        let slot = Slot::allocate(&self.fixture.machine, &mut self.fixture.device);
         let mut ours = slot.as_ref().map(|_| 0).map_err(|error| error.code());
         let mut enclave = slot.ok().map(|slot| {
             let storage = (0..MAX_REGIONS).map(|_| Default::default()).collect();
@@ -218,13 +226,13 @@ impl Run {
         });
         if let Some(made) = &mut enclave {
             let mut client = self.fixture.memory.owner();
-            if let Err(code) = nitroxide_driver::call::create_vm(&mut client, made.slot_uid(), argument) {
+            if let Err(code) = call::create_vm(&mut client, made.slot_uid(), argument) {
                 ours = Err(code);
                 let _ = made.release(&self.fixture.machine, &mut self.fixture.device);
             }
         }
         let mut record = std::mem::take(&mut self.fixture.device.record);
-        self.note(&record);
+        self.seen.note(&record);
         let (theirs, uid) = self.reference.create(good_pointer, &mut record);
         self.fixture.device.record = record;
         assert_eq!(code(ours), theirs, "ours, theirs");
@@ -237,10 +245,10 @@ impl Run {
         }
     }
 
-    fn call(&mut self, uid: u64, enclave: &mut TestEnclave, call: Operation) {
+    fn call(&mut self, uid: u64, enclave: &mut TestEnclave, operation: Operation) {
         let fixture = &mut self.fixture;
         let events = fixture.device.mailbox.port_mut().model.events;
-        let ours = code(match call {
+        let ours = code(match operation {
             Operation::AddVcpu { cpu, owner, .. } => {
                 let mut client = if owner { fixture.memory.owner() } else { fixture.memory.stranger() };
                 fixture.add_vcpu_as(enclave, &mut client, cpu).map(u64::from)
@@ -260,27 +268,28 @@ impl Run {
         });
         let event = fixture.device.mailbox.port_mut().model.events != events;
         let mut record = std::mem::take(&mut fixture.device.record);
+        self.seen.note(&record);
         let reference = &mut self.reference;
-        let theirs = match call {
-            Operation::AddVcpu { cpu, owner, .. } => reference.add_vcpu(uid, cpu, owner, &mut record_of(&mut record, &mut self.seen)),
+        let theirs = match operation {
+            Operation::AddVcpu { cpu, owner, .. } => reference.add_vcpu(uid, cpu, owner, &mut record),
             Operation::SetMemory { area, offset, size, flags, owner, .. } => {
                 let address = self.areas[area] + offset * MIB;
-                reference.set_memory(uid, address, size * MIB, flags, owner, &mut record_of(&mut record, &mut self.seen))
+                reference.set_memory(uid, address, size * MIB, flags, owner, &mut record)
             }
             Operation::LoadInfo { flags, .. } => reference.load_info(uid, flags),
-            Operation::Start { flags, cid, .. } => reference.start(uid, flags, cid, event, &mut record_of(&mut record, &mut self.seen)),
-            _ => reference.stop(uid, &mut record_of(&mut record, &mut self.seen)),
+            Operation::Start { flags, cid, .. } => reference.start(uid, flags, cid, event, &mut record),
+            _ => reference.stop(uid, &mut record),
         };
         self.fixture.device.record = record;
         assert_eq!(ours, theirs, "ours, theirs");
         self.seen.successes += u64::from(ours >= 0);
-        self.seen.started += u64::from(ours >= 0 && matches!(call, Operation::Start { .. }));
+        self.seen.started += u64::from(ours >= 0 && matches!(operation, Operation::Start { .. }));
     }
 
     fn release(&mut self, uid: u64, mut enclave: TestEnclave) {
         let ours = enclave.release(&self.fixture.machine, &mut self.fixture.device).is_ok();
         let mut record = std::mem::take(&mut self.fixture.device.record);
-        self.note(&record);
+        self.seen.note(&record);
         let theirs = self.reference.release(uid, &mut record);
         self.fixture.device.record = record;
         assert_eq!(ours, theirs, "released: ours, theirs");
@@ -296,7 +305,7 @@ impl Run {
             let enclave = self.open.get_mut(&uid).or_else(|| self.left.get_mut(&uid)).unwrap();
             enclave.device_event(&mut self.fixture.device);
             let mut record = std::mem::take(&mut self.fixture.device.record);
-            self.note(&record);
+            self.seen.note(&record);
             self.reference.event(uid, &mut record);
             self.fixture.device.record = record;
         }
@@ -310,10 +319,6 @@ impl Run {
             enclave.device_gone(&mut self.fixture.device);
         }
         self.reference.reset();
-    }
-
-    fn note(&mut self, record: &std::collections::VecDeque<crate::recorder::Exchange>) {
-        self.seen.note(record);
     }
 
     /// The two agree on everything that can be seen, and the device has nothing that is thought to be free.
@@ -336,7 +341,11 @@ impl Run {
             same("life", life, one.life)?;
             let summary = enclave.summary();
             same("hang-up", summary.hung_up, one.hup)?;
-            same("runs, bytes, vCPUs", (summary.runs, summary.memory_bytes, summary.vcpus as usize), (one.runs, one.bytes, one.added.len()))?;
+            same(
+                "runs, bytes, vCPUs",
+                (summary.runs, summary.memory_bytes, summary.vcpus as usize),
+                (one.runs, one.bytes, one.added.len()),
+            )?;
         }
         let held: Vec<(u64, u64)> = self.registers().model.slots.values().flat_map(|slot| slot.runs.clone()).collect();
         let pages: BTreeMap<u64, u64> = self.reference.enclaves.values().flat_map(|one| one.pages.clone()).collect();
@@ -386,10 +395,10 @@ impl Run {
 }
 
 impl Seen {
-    fn note(&mut self, record: &std::collections::VecDeque<crate::recorder::Exchange>) {
+    fn note(&mut self, record: &VecDeque<Exchange>) {
         for exchange in record {
-            self.lost += u64::from(exchange.outcome == Err(nitroxide_driver::SendError::NoReply));
-            self.unsent += u64::from(exchange.outcome == Err(nitroxide_driver::SendError::NotSent));
+            self.lost += u64::from(exchange.outcome == Err(SendError::NoReply));
+            self.unsent += u64::from(exchange.outcome == Err(SendError::NotSent));
         }
     }
 
@@ -398,15 +407,7 @@ impl Seen {
     }
 }
 
-/// The record, with its contents noted.
-fn record_of<'a>(
-    record: &'a mut std::collections::VecDeque<crate::recorder::Exchange>,
-    seen: &mut Seen,
-) -> &'a mut std::collections::VecDeque<crate::recorder::Exchange> {
-    seen.note(record);
-    record
-}
-
+#[expect(clippy::needless_pass_by_value, reason = "most callers have values")]
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, ours: T, theirs: T) -> Result<(), String> {
     if ours == theirs {
         Ok(())

@@ -8,25 +8,68 @@ use crate::support::wire::Delivery;
 /// One step. `which` picks an enclave of those that are open, or closed and not yet given back.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Operation {
-    Create { good_pointer: bool },
-    AddVcpu { which: usize, cpu: u32, owner: bool },
-    SetMemory { which: usize, area: usize, offset: u64, size: u64, flags: u64, owner: bool },
-    LoadInfo { which: usize, flags: u64 },
-    Start { which: usize, flags: u64, cid: u64 },
-    Stop { which: usize },
-    Close { which: usize },
-    Retry { which: usize },
+    Create {
+        good_pointer: bool,
+    },
+    AddVcpu {
+        which: usize,
+        cpu: u32,
+        owner: bool,
+    },
+    SetMemory {
+        which: usize,
+        area: usize,
+        offset: u64,
+        size: u64,
+        flags: u64,
+        owner: bool,
+    },
+    LoadInfo {
+        which: usize,
+        flags: u64,
+    },
+    Start {
+        which: usize,
+        flags: u64,
+        cid: u64,
+    },
+    Stop {
+        which: usize,
+    },
+    Close {
+        which: usize,
+    },
+    Retry {
+        which: usize,
+    },
     /// The enclave ends, or its device says something odd, and an event is raised.
-    End { which: usize, state: u16 },
+    End {
+        which: usize,
+        state: u16,
+    },
     /// The home's event worker walks over all enclaves.
     Events,
-    WritePool { text: usize },
+    WritePool {
+        text: usize,
+    },
     /// The home finds a CPU that it will not give, or gets it back.
-    Withhold { cpu: u32, withheld: bool },
-    Foreign { cpu: u32, foreign: bool },
-    Fault { command: Command, pass: usize, fault: Fault },
+    Withhold {
+        cpu: u32,
+        withheld: bool,
+    },
+    Foreign {
+        cpu: u32,
+        foreign: bool,
+    },
+    Fault {
+        command: Command,
+        pass: usize,
+        fault: Fault,
+    },
     Deliver(Delivery),
-    EventDuringStart { state: u16 },
+    EventDuringStart {
+        state: u16,
+    },
     Unplug,
     Reset,
 }
@@ -105,7 +148,11 @@ fn call(random: &mut Random) -> Operation {
             owner,
         },
         53..=55 => Operation::LoadInfo { which, flags: random.below(3) },
-        56..=66 => Operation::Start { which, flags: random.pick(&[0, 1, 0, 1, 2]), cid: random.pick(&[0, 0, 0, 4, 77, 77, 1, 3, 0xffff_ffff, 1 << 33]) },
+        56..=66 => Operation::Start {
+            which,
+            flags: random.pick(&[0, 1, 0, 1, 2]),
+            cid: random.pick(&[0, 0, 0, 4, 77, 77, 1, 3, 0xffff_ffff, 1 << 33]),
+        },
         67..=69 => Operation::Stop { which },
         70..=79 => Operation::Close { which },
         80..=83 => Operation::Retry { which },
@@ -132,7 +179,7 @@ fn misfortune_of(random: &mut Random) -> Operation {
     match random.below(10) {
         0..=5 => {
             let fault = match random.below(10) {
-                0..=6 => Fault::Refuse(random.pick(&[-5, -12, -16, -28, -5000, -270, -512])),
+                0..=6 => Fault::Refuse(random.pick(&[-5, -12, -16, -28, -5000, -270, -300, -512])),
                 7 | 8 => Fault::LoseReply,
                 _ => Fault::LoseCommand,
             };

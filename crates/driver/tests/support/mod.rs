@@ -2,7 +2,7 @@
 //!
 //! [`Fixture`] puts the parts together and speaks in ioctls, as a client does.
 
-#![allow(dead_code, reason = "each test file uses its own part of this")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its own part of this; tests may unwrap")]
 
 pub mod client;
 pub mod device;
@@ -98,6 +98,8 @@ impl<D: Device> Fixture<D> {
         Ok(EnclaveStartInfo::from_bytes(&self.memory.take(ARGUMENT)).enclave_cid)
     }
 
+    /// The last close; gives the enclave back if the device did not confirm.
+    #[allow(clippy::result_large_err, reason = "the enclave itself is what is left")]
     pub fn close(&mut self, mut enclave: TestEnclave) -> Result<(), TestEnclave> {
         match enclave.release(&self.machine, &mut self.device) {
             Ok(()) => Ok(()),
