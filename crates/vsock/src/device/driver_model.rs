@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
@@ -225,20 +226,27 @@ impl Driver {
         }
     }
 
-    /// Lets the device work until nothing moves.
+    /// Lets the device work until nothing moves and its events descriptor is silent.
     pub fn run(&mut self) {
         for _ in 0..1000 {
             self.device.host_events();
-            let (bytes, connections) = (self.device.statistics(), self.device.table.has_turns());
+            let (before, turns) = (self.device.statistics(), self.device.table.has_turns());
             let mut rings = Rings { memory: &self.memory, rx: &mut self.rx_queue, tx: &mut self.tx_queue };
             let Interrupts { rx, tx } = self.device.process(&mut rings);
             self.interrupts.0 += usize::from(rx);
             self.interrupts.1 += usize::from(tx);
-            if self.device.statistics() == bytes && self.device.table.has_turns() == connections {
+            let moved = self.device.statistics() != before || self.device.table.has_turns() != turns;
+            if !moved && !self.has_events() {
                 return;
             }
         }
         panic!("the device never comes to rest");
+    }
+
+    fn has_events(&self) -> bool {
+        let events = self.device.events_fd();
+        let mut polled = [PollFd::new(&events, PollFlags::IN)];
+        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0
     }
 
     /// Packets that the device has sent since the last look.

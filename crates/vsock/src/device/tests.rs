@@ -214,6 +214,18 @@ fn buffers_that_cannot_take_a_packet_are_given_back_empty() {
 }
 
 #[test]
+fn a_buffer_that_was_not_needed_serves_the_next_packet() {
+    let mut driver = Driver::new();
+    let mut host = driver.open(GUEST_PORT);
+    driver.post_pages(2);
+    for letter in [b"a", b"b"] {
+        host.write_all(letter).unwrap();
+        driver.run();
+        assert_eq!(driver.received().remove(0).1, letter);
+    }
+}
+
+#[test]
 fn a_queue_index_without_sense_does_not_hang_the_device() {
     let mut driver = Driver::new();
     driver.corrupt_tx_index();

@@ -160,7 +160,7 @@ fn obey(command: &str) -> io::Result<String> {
                 left = left.saturating_sub(buffer.len() as u64);
             }
             rustix::net::shutdown(&stream, Shutdown::Write)?;
-            stream.read(&mut [0])?;
+            stream.read_to_end(&mut Vec::new())?;
             Ok(begin.elapsed().as_micros().to_string())
         }
         // drain PORT: reads to the end; microseconds from the first byte on, and bytes.
