@@ -5,6 +5,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::memory::parse_mib;
 
@@ -46,7 +47,7 @@ pub struct Global {
 }
 
 /// The choice of `--device`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum DeviceKind {
     /// The real device if there is one, else local.
     Auto,
@@ -149,7 +150,7 @@ pub struct LocalArguments {
 }
 
 /// The choice of `--engine`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum EngineKind {
     /// KVM where it works, else emulation.
     #[default]
@@ -163,7 +164,7 @@ pub enum EngineKind {
 }
 
 /// The choice of `--virtio-discovery`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum Discovery {
     /// ACPI tables.
     #[default]
@@ -198,6 +199,9 @@ pub struct RunEnclaveArguments {
     /// Follow the console after the start; implies --debug-mode
     #[arg(long)]
     pub attach_console: bool,
+    /// Return when the enclave runs, without waiting for its heartbeat
+    #[arg(long)]
+    pub no_wait: bool,
     /// All of the above from a JSON file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["eif_path", "cpu_count", "cpu_ids", "memory", "enclave_cid", "debug_mode", "enclave_name", "attach_console"])]
     pub config: Option<PathBuf>,

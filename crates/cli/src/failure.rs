@@ -42,15 +42,20 @@ impl Failure {
         self.code
     }
 
-    /// Message and causes in one line, for the other end of a socket.
-    pub fn one_line(&self) -> String {
-        let mut text = self.message.clone();
+    /// The causes below the message, in one line.
+    pub fn causes(&self) -> Option<String> {
+        let mut texts = Vec::new();
         let mut cause = self.source();
         while let Some(error) = cause {
-            text = format!("{text}: {error}");
+            texts.push(error.to_string());
             cause = error.source();
         }
-        text
+        (!texts.is_empty()).then(|| texts.join(": "))
+    }
+
+    /// Message and causes in one line.
+    pub fn one_line(&self) -> String {
+        self.causes().map_or_else(|| self.message.clone(), |causes| format!("{}: {causes}", self.message))
     }
 
     /// What to do about it, if it says so.

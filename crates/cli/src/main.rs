@@ -4,21 +4,29 @@
 //! ([`output`]), everything else to standard error ([`remarks`]). Called by the name `nitro-cli` it follows AWS's tool ([`Dialect`]).
 //! docs/cli.md is the user's page.
 
-#![forbid(unsafe_code)]
-
 mod arguments;
 mod codes;
 mod commands;
+mod detach;
+mod ending;
 mod failure;
+mod heartbeat;
+mod host;
 mod image;
+mod launch;
+mod logging;
 mod memory;
 mod output;
+mod owner;
 mod remarks;
+mod request;
 mod shapes;
+mod target;
+mod world;
 
 use std::{ffi::OsString, io::Write, path::Path, process::ExitCode};
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, Global};
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
 use codes::ErrorCode;
 use failure::Failure;
@@ -83,16 +91,31 @@ fn usage_code(kind: ErrorKind) -> ErrorCode {
     }
 }
 
-fn run(arguments: Arguments, _dialect: Dialect) -> Result<ExitCode, Failure> {
-    let remarks = Remarks::new(arguments.global.quiet);
+fn run(arguments: Arguments, dialect: Dialect) -> Result<ExitCode, Failure> {
+    let Global { device, quiet } = arguments.global;
+    let remarks = Remarks::new(quiet);
+    // What an enclave process warns of is for its owner, who shows it in its own words.
+    logging::begin(quiet || matches!(arguments.command, Command::EnclaveProcess(_)));
     match arguments.command {
+        Command::Run(arguments) => return commands::run::run(arguments, device, dialect, remarks),
+        Command::RunEnclave(arguments) => commands::run_enclave::run(arguments, device, dialect, remarks)?,
+        Command::DescribeEnclaves(arguments) => commands::describe_enclaves::run(&arguments, dialect)?,
+        Command::TerminateEnclave(arguments) => commands::terminate::run(arguments, remarks)?,
+        Command::Console(arguments) => commands::console::console(&arguments, remarks)?,
+        Command::Logs(arguments) => commands::console::logs(&arguments, remarks)?,
+        Command::Wait(arguments) => commands::wait::run(&arguments)?,
         Command::DescribeEif(arguments) => commands::describe_eif::run(arguments, remarks)?,
         Command::Pcr(arguments) => commands::pcr::run(&arguments)?,
-        Command::Explain(arguments) => commands::explain::run(&arguments)?,
+        Command::Vsock(command) => commands::vsock::run(&command, device, remarks)?,
         Command::Doctor(arguments) => return commands::doctor::run(&arguments),
+        Command::Explain(arguments) => commands::explain::run(&arguments)?,
         Command::Completions(arguments) => commands::generate::completions(&arguments)?,
         Command::Man(arguments) => commands::generate::man(&arguments)?,
-        _ => return Err(Failure::new(ErrorCode::UNSPECIFIED, "This command is not there yet")),
+        Command::EnclaveProcess(_) => {
+            nitroxide_enclave::run_process()
+                .map_err(|error| Failure::new(ErrorCode::ENCLAVE_PROCESS_CONNECTION, "The enclave's process failed").because(error))?;
+        }
+        Command::EnclaveOwner(_) => return Ok(owner::run()),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -18,11 +18,17 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
 
 /// Prints bytes as they are. A reader that has gone (`| head`) is no failure.
 pub fn bytes(bytes: &[u8]) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
+    match write(bytes) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::new(ErrorCode::FILE_OPERATION, "Standard output cannot be written").because(error))
         }
         _ => Ok(()),
     }
+}
+
+/// As [`bytes`], but says what happened.
+pub fn write(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
 }

@@ -1,7 +1,14 @@
 //! The commands, one file each: a function that takes the command's arguments and returns nothing or a failure.
 
+pub mod console;
 pub mod describe_eif;
+pub mod describe_enclaves;
 pub mod doctor;
 pub mod explain;
 pub mod generate;
 pub mod pcr;
+pub mod run;
+pub mod run_enclave;
+pub mod terminate;
+pub mod vsock;
+pub mod wait;

@@ -1,0 +1,140 @@
+//! `run`: an enclave in the foreground. Its console is our standard output, its application's exit status ours, and Ctrl-C ends it.
+
+use std::{
+    process::ExitCode,
+    sync::mpsc::{self, Sender},
+    thread,
+    time::Duration,
+};
+
+use nitroxide_client::DeviceKind as Kind;
+use nitroxide_enclave::{control, report::EndReport};
+use nitroxide_guest_sys::signals::Signals;
+use rustix::process::{Signal, getpid, kill_process};
+
+use crate::{
+    Dialect,
+    arguments::{DeviceKind, RunArguments},
+    codes::ErrorCode,
+    commands::console,
+    ending,
+    failure::Failure,
+    heartbeat::Heartbeat,
+    host, launch,
+    remarks::Remarks,
+    request::LaunchRequest,
+    target, world,
+};
+
+/// What ends the waiting.
+enum Event {
+    /// A signal to us.
+    Signal(i32),
+    /// The enclave has ended; its report where the console came with one.
+    Ended(Option<EndReport>),
+}
+
+/// Runs it to its end.
+pub fn run(arguments: RunArguments, device: DeviceKind, dialect: Dialect, remarks: Remarks) -> Result<ExitCode, Failure> {
+    let image = arguments.image.or(arguments.eif_path).ok_or_else(|| Failure::new(ErrorCode::MISSING_ARGUMENT, "Which image?"))?;
+    let request = LaunchRequest::new(&image, &arguments.resources, device, dialect, remarks)?;
+    // Before any thread is there: all of them inherit it, and one waits.
+    let signals = Signals::block(&[Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT].map(Signal::as_raw))
+        .map_err(|error| Failure::new(ErrorCode::SIGNAL_MASK, "Signals cannot be blocked").because(error))?;
+    let (sender, events) = mpsc::channel();
+    watch_signals(signals, sender.clone());
+
+    let progress = remarks.spinner("Starting");
+    let prepared = launch::prepare(&request, &mut |text| progress.say(text))?;
+    let kind = prepared.kind();
+    if kind == Kind::Host {
+        answer_heartbeats()?;
+    }
+    let running = prepared.start(&request)?;
+    drop(progress);
+    let started = &running.started;
+    remarks.note(format!("Enclave {} runs with CID {}; Ctrl-C ends it", started.enclave_name, started.enclave_cid));
+    match kind {
+        Kind::Local => {
+            let mut stream = control::logs(&world::open()?, running.enclave.slot_uid().0, true).map_err(target::failure)?;
+            thread::spawn(move || {
+                // Output that nobody reads any more does not end the enclave.
+                let _ = console::copy(&mut stream, console::Gone::KeepReading);
+                let _ = sender.send(Event::Ended(stream.report().cloned()));
+            });
+        }
+        Kind::Host => {
+            if request.debug {
+                copy_host_console(started.enclave_cid);
+            } else {
+                remarks.note("Without --debug-mode the device shows no console");
+            }
+            let ended = running
+                .enclave
+                .poll_fd()
+                .try_clone_to_owned()
+                .map_err(|error| Failure::new(ErrorCode::EVENT_WAIT, "The enclave cannot be waited for").because(error))?;
+            thread::spawn(move || {
+                let mut event = [rustix::event::PollFd::new(&ended, rustix::event::PollFlags::IN)];
+                while matches!(rustix::event::poll(&mut event, None), Err(rustix::io::Errno::INTR)) {}
+                let _ = sender.send(Event::Ended(None));
+            });
+        }
+    }
+    match events.recv() {
+        Ok(Event::Signal(signal)) => {
+            remarks.note("Ending the enclave");
+            drop(running);
+            Ok(ExitCode::from(u8::try_from(signal).unwrap_or(0).saturating_add(128)))
+        }
+        Ok(Event::Ended(Some(report))) => finish(&report, remarks),
+        // The control connection broke off, or the real device: what is known after the end must do.
+        Ok(Event::Ended(None)) => match running.into_report() {
+            Some(report) => finish(&report, remarks),
+            None if kind == Kind::Host => Ok(ExitCode::SUCCESS),
+            None => Err(Failure::new(ErrorCode::ENCLAVE_PROCESS_CONNECTION, "The enclave's process ended unexpectedly")),
+        },
+        Err(_) => Err(Failure::new(ErrorCode::THREAD_JOIN, "Nothing waits for the enclave any more")),
+    }
+}
+
+fn finish(report: &EndReport, remarks: Remarks) -> Result<ExitCode, Failure> {
+    remarks.note(ending::text(report));
+    ending::exit_status(report).map(ExitCode::from)
+}
+
+/// The first signal ends the enclave in order, the second us at once (and the enclave with us).
+fn watch_signals(signals: Signals, sender: Sender<Event>) {
+    thread::spawn(move || {
+        let mut seen = false;
+        loop {
+            let Some(signal) = signals.next(Duration::from_secs(3600)) else { continue };
+            if seen || sender.send(Event::Signal(signal)).is_err() {
+                let _ = kill_process(getpid(), Signal::KILL);
+            }
+            seen = true;
+        }
+    });
+}
+
+/// On a real device somebody has to answer: AWS's init ends without an answer.
+fn answer_heartbeats() -> Result<(), Failure> {
+    let heartbeat = Heartbeat::bind(Kind::Host)?;
+    thread::spawn(move || {
+        // Until the program ends. The CID does not matter: whoever asks is answered.
+        loop {
+            if heartbeat.answer(0).is_err() {
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+    });
+    Ok(())
+}
+
+fn copy_host_console(cid: u32) {
+    thread::spawn(move || {
+        if let Ok(mut stream) = host::console_stream(cid) {
+            let _ = console::copy(&mut stream, console::Gone::KeepReading);
+        }
+    });
+}

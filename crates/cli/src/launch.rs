@@ -1,0 +1,215 @@
+//! Starting an enclave on a device: the calls in their order, and what each failure means to the user.
+//!
+//! Used by `run` (in its own process) and by the background owner of `run-enclave`. The order is nitro-cli's (docs/cli.md, "What a start does").
+
+use std::{fs::File, path::PathBuf};
+
+use nitroxide_abi::{Cid, Code, CpuId};
+use nitroxide_client::{Device, DeviceChoice, DeviceKind as Kind, Enclave, LocalOptions, StartError};
+use nitroxide_enclave::{EngineChoice, LaunchOptions, report::EndReport};
+use nitroxide_engine::{Accelerator, VirtioDiscovery};
+use nitroxide_world::enclave_id;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    arguments::{DeviceKind, Discovery, EngineKind},
+    codes::ErrorCode,
+    failure::Failure,
+    image,
+    request::{Cpus, LaunchRequest},
+};
+
+/// The real device.
+pub const HOST_DEVICE: &str = "/dev/nitro_enclaves";
+
+/// A started enclave as nitro-cli shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Started {
+    /// The name it got.
+    pub enclave_name: String,
+    /// Its id.
+    #[serde(rename = "EnclaveID")]
+    pub enclave_id: String,
+    /// The process that it ends with.
+    #[serde(rename = "ProcessID")]
+    pub process_id: u32,
+    /// Its CID.
+    #[serde(rename = "EnclaveCID")]
+    pub enclave_cid: u32,
+    /// How many vCPUs.
+    #[serde(rename = "NumberOfCPUs")]
+    pub number_of_cpus: usize,
+    /// Which ones.
+    #[serde(rename = "CPUIDs")]
+    pub cpu_ids: Vec<u32>,
+    /// Its memory in MiB.
+    #[serde(rename = "MemoryMiB")]
+    pub memory_mib: u64,
+}
+
+/// An enclave that is set up: it has everything, but does not run yet.
+#[derive(Debug)]
+pub struct Prepared {
+    // Dropped before the device it belongs to.
+    enclave: Enclave,
+    device: Device,
+    cpu_ids: Vec<u32>,
+    memory_mib: u64,
+}
+
+/// A running enclave. Dropping it ends the enclave.
+#[derive(Debug)]
+pub struct Running {
+    /// The enclave.
+    pub enclave: Enclave,
+    /// Its device.
+    pub device: Device,
+    /// The facts.
+    pub started: Started,
+}
+
+/// Opens the device and sets an enclave up. `say` is told what is going on.
+pub fn prepare(request: &LaunchRequest, say: &mut dyn FnMut(&str)) -> Result<Prepared, Failure> {
+    let device = Device::open(choice(request)).map_err(|error| {
+        Failure::new(ErrorCode::FILE_OPERATION, "No device for enclaves can be opened")
+            .because(error)
+            .help("`nitroxide doctor` says what this machine can do.")
+    })?;
+    let mut enclave = device.create_enclave().map_err(|error| refused("The driver did not create an enclave", error.code(), error))?;
+
+    say("Loading the image");
+    let bytes = request.memory_mib << 20; // Checked in `LaunchRequest`: at most 2^52.
+    let mut memory = device.allocate_memory(bytes).map_err(|error| {
+        Failure::new(ErrorCode::INSUFFICIENT_MEMORY_AVAILABLE, format!("{} MiB of memory are not to be had", request.memory_mib))
+            .because(error)
+    })?;
+    let mut file = image::open_file(&request.image)?;
+    let size = size(&file, request)?;
+    memory
+        .write_image(&mut file, size)
+        .map_err(|error| Failure::new(ErrorCode::FILE_OPERATION, format!("Cannot load {}", request.image.display())).because(error))?;
+    let memory_mib = memory.size() >> 20;
+    enclave.add_memory(memory).map_err(|error| refused("The driver did not take the enclave's memory", error.code(), error))?;
+
+    let mut cpu_ids = Vec::with_capacity(request.cpu_count().min(1024));
+    let wanted: Box<dyn Iterator<Item = Option<CpuId>>> = match &request.cpus {
+        Cpus::Count(count) => Box::new((0..*count).map(|_| None)),
+        Cpus::Ids(ids) => Box::new(ids.iter().map(|id| Some(CpuId(*id)))),
+    };
+    for cpu in wanted {
+        let got = enclave.add_vcpu(cpu).map_err(|error| vcpu_refused(cpu, cpu_ids.len(), request, error.code(), error))?;
+        cpu_ids.push(got.0);
+    }
+    Ok(Prepared { enclave, device, cpu_ids, memory_mib })
+}
+
+impl Prepared {
+    /// Which device it is.
+    pub fn kind(&self) -> Kind {
+        self.device.kind()
+    }
+
+    /// Starts it.
+    pub fn start(self, request: &LaunchRequest) -> Result<Running, Failure> {
+        let Self { mut enclave, device, cpu_ids, memory_mib } = self;
+        let slot_uid = enclave.slot_uid();
+        let cid = enclave.start(request.cid.map(Cid), request.debug).map_err(|error| start_refused(request, error))?;
+        let record = device.launcher().and_then(|launcher| launcher.record(slot_uid.0));
+        // The real device knows neither names nor processes: the enclave is ours.
+        let enclave_name = record.as_ref().and_then(|record| record.name.clone()).unwrap_or_else(|| request.name.clone());
+        let process_id = record.and_then(|record| record.process_id).unwrap_or_else(std::process::id);
+        let started = Started {
+            enclave_name,
+            enclave_id: enclave_id(slot_uid.0),
+            process_id,
+            enclave_cid: cid.0,
+            number_of_cpus: cpu_ids.len(),
+            cpu_ids,
+            memory_mib,
+        };
+        Ok(Running { enclave, device, started })
+    }
+}
+
+impl Running {
+    /// Ends the enclave, if it has not ended, and says how it did; `None` where that is not known.
+    pub fn into_report(self) -> Option<EndReport> {
+        let slot_uid = self.enclave.slot_uid();
+        let Self { enclave, device, .. } = self;
+        // Only now everything about its end is known.
+        drop(enclave);
+        device.launcher()?.record(slot_uid.0)?.end
+    }
+}
+
+fn choice(request: &LaunchRequest) -> DeviceChoice {
+    let mut launch = LaunchOptions::new(&request.name);
+    launch.engine = if request.engine == EngineKind::None { EngineChoice::None } else { EngineChoice::Auto };
+    launch.accelerator = match request.engine {
+        EngineKind::Kvm => Accelerator::Kvm,
+        EngineKind::Tcg => Accelerator::Tcg,
+        EngineKind::Auto | EngineKind::None => Accelerator::Auto,
+    };
+    launch.discovery = match request.discovery {
+        Discovery::Acpi => VirtioDiscovery::Acpi,
+        Discovery::Cmdline => VirtioDiscovery::Cmdline,
+    };
+    let local = LocalOptions { launch, ..LocalOptions::default() };
+    match request.device {
+        DeviceKind::Auto => DeviceChoice::Auto(local),
+        DeviceKind::Host => DeviceChoice::Host(PathBuf::from(HOST_DEVICE)),
+        DeviceKind::Local => DeviceChoice::Local(local),
+    }
+}
+
+fn size(file: &File, request: &LaunchRequest) -> Result<u64, Failure> {
+    let metadata = file.metadata();
+    metadata
+        .map(|metadata| metadata.len())
+        .map_err(|error| Failure::new(ErrorCode::FILE_OPERATION, format!("Cannot read {}", request.image.display())).because(error))
+}
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// A refusal of the driver: E29, with the driver's own name for it.
+fn refused(what: &str, code: Option<Code>, error: impl Into<Cause>) -> Failure {
+    let named = code.map(|code| format!(": {} ({})", code.name(), code.number())).unwrap_or_default();
+    Failure::new(ErrorCode::IOCTL, format!("{what}{named}")).because(error)
+}
+
+fn vcpu_refused(cpu: Option<CpuId>, have: usize, request: &LaunchRequest, code: Option<Code>, error: impl Into<Cause>) -> Failure {
+    let pool = "`nitroxide describe-enclaves` shows which CPUs are in use.";
+    match (code, cpu) {
+        (Some(Code::VCPU_NOT_IN_CPU_POOL | Code::INVALID_VCPU | Code::VCPU_INVALID_CPU_CORE), Some(cpu)) => {
+            Failure::new(ErrorCode::CPU_NOT_IN_POOL, format!("CPU {cpu} is not in the pool, or belongs to another enclave"))
+                .because(error)
+                .help(pool)
+        }
+        (Some(Code::NO_CPUS_AVAIL_IN_POOL), _) => Failure::new(
+            ErrorCode::INSUFFICIENT_CPUS,
+            format!("{} vCPUs were asked for, but the pool has only {have} left", request.cpu_count()),
+        )
+        .because(error)
+        .help(pool),
+        _ => refused("The driver did not add a vCPU", code, error),
+    }
+}
+
+fn start_refused(request: &LaunchRequest, error: StartError) -> Failure {
+    let code = error.code();
+    if code == Some(Code::EADDRINUSE) {
+        let cid = request.cid.map_or_else(|| "The enclave's CID".to_owned(), |cid| format!("CID {cid}"));
+        return refused(&format!("{cid} is in use"), code, error).help("Leave --enclave-cid out to get one that is free.");
+    }
+    // A local device knows more than a code can say: what the process that was to run the enclave found wrong.
+    match (error.detail().is_some(), code) {
+        (true, Some(Code::EINVAL)) => {
+            Failure::new(ErrorCode::EIF_PARSING, format!("{} cannot be booted", request.image.display())).because(error)
+        }
+        (true, _) => Failure::new(ErrorCode::BOOT, "The enclave could not be started")
+            .because(error)
+            .help("`nitroxide doctor` says what this machine can do."),
+        (false, _) => refused("The driver did not start the enclave", code, error),
+    }
+}

@@ -1,0 +1,361 @@
+//! The real program over a whole life of enclaves, without a virtual machine (`--engine none`): start, look, name, end, and everything going wrong.
+//!
+//! Each test has a runtime directory of its own, and at its end nothing may be left in it: no socket, no process.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+mod common;
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use common::{nitroxide, run, small_image, text};
+use serde_json::Value;
+
+/// A user with a runtime directory and an image.
+struct User {
+    directory: tempfile::TempDir,
+    image: PathBuf,
+}
+
+impl User {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let image = small_image(directory.path());
+        Self { directory, image }
+    }
+
+    fn nitroxide(&self) -> Command {
+        let mut command = nitroxide();
+        command
+            .env("NITROXIDE_RUNTIME_DIR", self.directory.path().join("runtime"))
+            .env("NITROXIDE_ENGINE", "none")
+            .env("NITROXIDE_DEVICE", "local");
+        command
+    }
+
+    fn say(&self, words: &[&str]) -> Output {
+        run(self.nitroxide().args(words))
+    }
+
+    fn start(&self, words: &[&str]) -> Value {
+        let output = run(self.nitroxide().args(["run-enclave", "--memory", "64", "--eif-path"]).arg(&self.image).args(words));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn start_fails(&self, words: &[&str]) -> (i32, String) {
+        let output = run(self.nitroxide().args(["run-enclave", "--memory", "64", "--eif-path"]).arg(&self.image).args(words));
+        assert_eq!(text(&output.stdout), "");
+        (output.status.code().unwrap(), text(&output.stderr))
+    }
+
+    fn enclaves(&self) -> Vec<Value> {
+        serde_json::from_slice(&self.say(&["describe-enclaves"]).stdout).unwrap()
+    }
+
+    /// Sockets that are left in the runtime directory.
+    fn sockets(&self) -> Vec<PathBuf> {
+        ["enclaves", "vsock", "vsock/0", "vsock/3"]
+            .iter()
+            .flat_map(|place| fs::read_dir(self.directory.path().join("runtime").join(place)).into_iter().flatten())
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| !path.is_dir())
+            .collect()
+    }
+
+    fn ends_with_nothing_left(self) {
+        let output = self.say(&["terminate-enclave", "--all"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert_eq!(self.enclaves(), Vec::<Value>::new());
+        assert_eq!(self.sockets(), Vec::<PathBuf>::new());
+    }
+}
+
+fn is_alive(pid: &Value) -> bool {
+    // A process that nobody has reaped yet has ended all the same.
+    let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    status.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+#[test]
+fn an_enclave_is_started_described_and_ended_in_nitro_clis_shapes() {
+    let user = User::new();
+    let started = user.start(&["--cpu-count", "2", "--enclave-cid", "16", "--debug-mode"]);
+    let keys: Vec<&String> = started.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["EnclaveName", "EnclaveID", "ProcessID", "EnclaveCID", "NumberOfCPUs", "CPUIDs", "MemoryMiB"]);
+    assert_eq!(started["EnclaveName"], "small");
+    assert_eq!(started["EnclaveCID"], 16);
+    assert_eq!(started["NumberOfCPUs"], 2);
+    assert_eq!(started["MemoryMiB"], 64);
+    let enclaves = user.enclaves();
+    assert_eq!(enclaves.len(), 1);
+    for key in keys {
+        assert_eq!(enclaves[0][key], started[key], "{key}");
+    }
+    assert_eq!(enclaves[0]["State"], "RUNNING");
+    assert_eq!(enclaves[0]["Flags"], "DEBUG_MODE");
+    assert!(is_alive(&started["ProcessID"]));
+
+    let output = user.say(&["terminate-enclave", "--enclave-id", started["EnclaveID"].as_str().unwrap()]);
+    let terminated: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(terminated["EnclaveID"], started["EnclaveID"]);
+    assert_eq!(terminated["EnclaveName"], "small");
+    assert_eq!(terminated["Terminated"], true);
+    assert!(!is_alive(&started["ProcessID"]));
+    user.ends_with_nothing_left();
+}
+
+#[test]
+fn equal_names_get_numbers_and_enclaves_are_found_by_name() {
+    let user = User::new();
+    assert_eq!(user.start(&[])["EnclaveName"], "small");
+    assert_eq!(user.start(&[])["EnclaveName"], "small_1");
+    assert_eq!(user.start(&["--enclave-name", "other"])["EnclaveName"], "other");
+    assert!(user.say(&["terminate-enclave", "--enclave-name", "small_1"]).status.success());
+    assert!(user.say(&["terminate-enclave", "other"]).status.success());
+    assert_eq!(user.enclaves().len(), 1);
+    let output = user.say(&["terminate-enclave", "--enclave-name", "nobody"]);
+    assert_eq!(output.status.code(), Some(58));
+    assert!(text(&output.stderr).contains("[E58]"));
+    user.ends_with_nothing_left();
+}
+
+#[test]
+fn enclaves_share_neither_cpus_nor_cids() {
+    let user = User::new();
+    let first = user.start(&["--cpu-ids", "2", "3"]);
+    assert_eq!(first["CPUIDs"], serde_json::json!([2, 3]));
+    let second = user.start(&["--cpu-count", "2"]);
+    assert!(second["CPUIDs"].as_array().unwrap().iter().all(|id| id != 2 && id != 3), "{second}");
+    assert_ne!(first["EnclaveCID"], second["EnclaveCID"]);
+
+    let (status, complaint) = user.start_fails(&["--cpu-ids", "3"]);
+    assert_eq!(status, 21, "{complaint}");
+    let (status, complaint) = user.start_fails(&["--cpu-count", "63"]);
+    assert_eq!(status, 22, "{complaint}");
+    let (status, complaint) = user.start_fails(&["--enclave-cid", &first["EnclaveCID"].to_string()]);
+    assert_eq!(status, 29, "{complaint}");
+    assert!(complaint.contains("is in use"), "{complaint}");
+    assert_eq!(user.enclaves().len(), 2);
+    user.ends_with_nothing_left();
+}
+
+#[test]
+fn bad_requests_are_refused_with_their_codes_and_leave_nothing() {
+    let user = User::new();
+    let missing = user.directory.path().join("missing.eif");
+    let cases: &[(&[&str], i32)] = &[
+        (&["--eif-path", missing.to_str().unwrap()], 19),
+        (&["--eif-path", "/etc/passwd"], 35),
+        (&["--enclave-cid", "3"], 3),
+        (&["--enclave-cid", "4294967296"], 3),
+        (&["--memory", "63"], 26),
+        (&["--cpu-ids", "x"], 23),
+        (&["--cpu-ids", "5,5"], 23),
+        (&["--cpu-ids", "0"], 21),
+        (&["--cpu-ids", "64"], 21),
+        (&["--cpu-count", "64"], 22),
+        (&["--enclave-name", "a/b"], 58),
+        (&["--config", missing.to_str().unwrap()], 19),
+    ];
+    for (words, code) in cases {
+        let mut command = user.nitroxide();
+        command.arg("run-enclave");
+        if !words.contains(&"--eif-path") && !words.contains(&"--config") {
+            command.arg("--eif-path").arg(&user.image);
+        }
+        let output = run(command.args(*words));
+        assert_eq!(output.status.code(), Some(*code), "{words:?}: {}", text(&output.stderr));
+        assert_eq!(text(&output.stdout), "", "{words:?}");
+        assert!(text(&output.stderr).contains(&format!("[E{code:02}]")), "{words:?}: {}", text(&output.stderr));
+    }
+    user.ends_with_nothing_left();
+}
+
+#[test]
+fn a_config_file_stands_for_the_arguments() {
+    let user = User::new();
+    let config = user.directory.path().join("enclave.json");
+    let write = |text: &str| fs::write(&config, text).unwrap();
+    write(&serde_json::json!({ "eif_path": user.image, "cpu_count": 1, "memory_mib": 64, "enclave_cid": 20, "enclave_name": "configured", "debug_mode": true }).to_string());
+    let output = user.say(&["run-enclave", "--config", config.to_str().unwrap()]);
+    let started: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
+    assert_eq!(
+        (started["EnclaveName"].as_str(), started["EnclaveCID"].as_u64(), started["NumberOfCPUs"].as_u64()),
+        (Some("configured"), Some(20), Some(1))
+    );
+
+    for (content, code) in [
+        (r#"{"eif_path": "x", "memroy_mib": 1}"#, 17),
+        ("{", 17),
+        (r#"{"eif_path": "x", "cpu_count": 1, "cpu_ids": [2]}"#, 2),
+        (r#"{"eif_path": "x", "enclave_cid": 4294967296}"#, 3),
+    ] {
+        write(content);
+        let output = user.say(&["run-enclave", "--config", config.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(code), "{content}: {}", text(&output.stderr));
+    }
+    user.ends_with_nothing_left();
+}
+
+#[test]
+fn called_as_nitro_cli_it_demands_what_nitro_cli_demands() {
+    use std::os::unix::process::CommandExt;
+    let user = User::new();
+    let nitro_cli =
+        |words: &[&str]| run(user.nitroxide().arg0("nitro-cli").args(["run-enclave", "--eif-path"]).arg(&user.image).args(words));
+    assert_eq!(nitro_cli(&["--cpu-count", "2"]).status.code(), Some(1));
+    assert_eq!(nitro_cli(&["--memory", "64"]).status.code(), Some(1));
+    let started = nitro_cli(&["--cpu-count", "2", "--memory", "64"]);
+    assert!(started.status.success(), "{}", text(&started.stderr));
+    let output = run(user.nitroxide().arg0("nitro-cli").arg("describe-enclaves"));
+    let enclaves: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(enclaves[0].get("Engine").is_none(), "{}", enclaves[0]);
+    user.ends_with_nothing_left();
+}
+
+#[test]
+fn wait_tells_how_an_enclave_ended() {
+    let user = User::new();
+    user.start(&["--enclave-name", "waited"]);
+    let waiting = user.nitroxide().args(["wait", "waited"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    // Whether `wait` has come that far does not matter: an enclave that has gone is another answer, so ask until it is seen waiting.
+    while fs::read_to_string(format!("/proc/{}/wchan", waiting.id()))
+        .is_ok_and(|place| !place.contains("recv") && !place.contains("read") && place != "0")
+    {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(user.say(&["terminate-enclave", "waited"]).status.success());
+    let output = waiting.wait_with_output().unwrap();
+    let ending: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(ending["EnclaveName"], "waited");
+    assert_eq!(ending["Reason"], "stopped");
+    assert_eq!(ending["ExitCode"], Value::Null);
+    user.ends_with_nothing_left();
+}
+
+#[test]
+fn the_console_needs_debug_mode_while_logs_do_not() {
+    let user = User::new();
+    user.start(&["--enclave-name", "plain"]);
+    let output = user.say(&["console", "--enclave-name", "plain"]);
+    assert_eq!(output.status.code(), Some(44), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("--debug-mode"));
+    assert!(user.say(&["logs", "plain"]).status.success());
+    user.start(&["--enclave-name", "debug", "--debug-mode"]);
+    assert!(user.say(&["console", "--enclave-name", "debug", "--disconnect-timeout", "0"]).status.success());
+    user.ends_with_nothing_left();
+}
+
+#[test]
+fn the_enclave_ends_with_its_owner_and_leaves_nothing() {
+    let user = User::new();
+    let started = user.start(&[]);
+    let owner = owner_of(&started["ProcessID"]);
+    kill(owner);
+    // The enclave's process sees its owner's end at once; a generous limit ends a hang.
+    let begin = std::time::Instant::now();
+    while is_alive(&started["ProcessID"]) {
+        assert!(begin.elapsed().as_secs() < 30, "the enclave's process outlives its owner");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(user.enclaves(), Vec::<Value>::new());
+    // Another start finds CPUs, name and CID free again, whatever files the killed ones left.
+    let again = user.start(&["--enclave-cid", &started["EnclaveCID"].to_string()]);
+    assert_eq!(again["EnclaveName"], started["EnclaveName"]);
+    user.ends_with_nothing_left();
+}
+
+#[test]
+fn the_owner_keeps_nothing_of_the_shell_that_started_it() {
+    let user = User::new();
+    // A pipe that stays open as descriptor 7 and as standard output: were the owner to keep either, reading to the end would never end.
+    let script = format!("{} run-enclave --memory 64 --eif-path {} 7>&1", env!("CARGO_BIN_EXE_nitroxide"), user.image.display());
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &script])
+        .env("NITROXIDE_RUNTIME_DIR", user.directory.path().join("runtime"))
+        .env("NITROXIDE_ENGINE", "none")
+        .env("NITROXIDE_DEVICE", "local");
+    let output = run(&mut command);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(user.enclaves().len(), 1);
+    user.ends_with_nothing_left();
+}
+
+#[test]
+fn many_starts_at_once_do_not_collide() {
+    let user = User::new();
+    let children: Vec<_> = (0..8)
+        .map(|_| {
+            user.nitroxide()
+                .args(["run-enclave", "--memory", "64", "--eif-path"])
+                .arg(&user.image)
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let started: Vec<Value> =
+        children.into_iter().map(|child| serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap()).collect();
+    for key in ["EnclaveName", "EnclaveID", "EnclaveCID", "CPUIDs"] {
+        let mut values: Vec<String> = started.iter().map(|enclave| enclave[key].to_string()).collect();
+        values.sort();
+        values.dedup();
+        assert_eq!(values.len(), 8, "{key}: {values:?}");
+    }
+    assert_eq!(user.enclaves().len(), 8);
+    user.ends_with_nothing_left();
+}
+
+#[test]
+fn vsock_connects_to_a_listener_of_the_parent() {
+    use std::io::{Read, Write};
+    let user = User::new();
+    let mut listener = user
+        .nitroxide()
+        .args(["vsock", "listen", "7000"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It says when it listens.
+    let mut line = [0; 9];
+    listener.stderr.as_mut().unwrap().read_exact(&mut line).unwrap();
+    listener.stdin.take().unwrap().write_all(b"answer").unwrap();
+    let mut client = user
+        .nitroxide()
+        .args(["vsock", "connect", "3", "7000"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    client.stdin.take().unwrap().write_all(b"question").unwrap();
+    assert_eq!(text(&client.wait_with_output().unwrap().stdout), "answer");
+    let mut question = String::new();
+    listener.stdout.take().unwrap().read_to_string(&mut question).unwrap();
+    assert_eq!(question, "question");
+    assert!(listener.wait().unwrap().success());
+
+    let output = user.say(&["vsock", "connect", "3", "7001"]);
+    assert_eq!(output.status.code(), Some(11));
+    let output = user.say(&["vsock", "connect", "4000", "1"]);
+    assert_eq!(output.status.code(), Some(58), "{}", text(&output.stderr));
+    user.ends_with_nothing_left();
+}
+
+/// The parent of a process.
+fn owner_of(pid: &Value) -> i32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+fn kill(pid: i32) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+}
