@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use nitroxide_eif::measure::Threads;
-use nitroxide_eif::{Builder, Image, Measurer, Pcr, Signer, sign_image};
+use nitroxide_eif::{Builder, Image, Measurer, Signer, sign_image};
 
 /// Kernel, cmdline, metadata, two ramdisks and a signature.
 static GOOD: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -34,7 +34,5 @@ fuzz_target!(|input: &[u8]| {
     let together = Measurer::new(&image).threads(Threads::Two).run().expect("a slice can be read");
     assert_eq!(alone, together);
     assert_eq!(alone.checksum, image.checksum().expect("a slice can be read"));
-    if let Ok(Some(signature)) = image.signature() {
-        assert!(signature.verify(&Pcr([0x5a; 48])).is_err());
-    }
+    let _ = image.signature(); // believing it is the target `signature`'s matter, and slow
 });

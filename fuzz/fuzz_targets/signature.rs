@@ -20,7 +20,6 @@ static SECTION: LazyLock<Vec<u8>> = LazyLock::new(|| SIGNER.signature_section(&P
 fuzz_target!(|input: &[u8]| {
     if let Ok(signature) = Signature::parse(&edits::apply(input, &SECTION)) {
         assert!(!signature.entries().is_empty());
-        assert!(signature.verify(&Pcr([0x5a; 48])).is_err());
         if let Ok(certificate) = signature.verify(&Pcr::ZERO) {
             assert_eq!(certificate.public_key(), SIGNER.certificate().public_key());
         }

@@ -5,6 +5,20 @@
 //! with the image; nothing in the image is trusted. [`Builder`] makes images, the same bytes for the same input; [`cpio`] makes and reads their ramdisks.
 //!
 //! The format, our rules where the format is silent, and the limits: `docs/eif.md`.
+//!
+//! ```
+//! # use nitroxide_eif::{Builder, Image, Metadata, cpio::Tree};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut ramdisk = Tree::new();
+//! ramdisk.file("init", 0o755, "#!/bin/sh\n")?;
+//! let mut file = std::io::Cursor::new(Vec::new()); // or a File
+//! Builder::new(b"a bzImage".to_vec(), "console=ttyS0").metadata(Metadata::new("web", "1.0")).ramdisk(ramdisk).write_to(&mut file)?;
+//!
+//! let image = Image::open(file.into_inner())?;
+//! println!("PCR0 {}", image.check_and_measure()?.pcr0);
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod builder;

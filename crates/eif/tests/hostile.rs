@@ -237,6 +237,26 @@ fn source_that_shrinks_while_it_is_read_is_an_error_on_both_threads() {
     }
 }
 
+/// A source that panics takes the call down, and with it both threads: nobody waits for a chunk that will not come.
+#[test]
+fn source_that_panics_ends_both_threads() {
+    struct Panicking(Vec<u8>, std::sync::atomic::AtomicUsize);
+    impl nitroxide_eif::ReadAt for Panicking {
+        fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+            if buf.len() > 100_000 && self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 5 {
+                panic!("as the test wants it");
+            }
+            self.0.read_exact_at(buf, offset)
+        }
+        fn size(&self) -> std::io::Result<u64> {
+            self.0.size()
+        }
+    }
+    let image = build(Builder::new(noise(5_000_000, 1), CMDLINE).ramdisk(noise(9, 2)).ramdisk(noise(9_000_000, 3)));
+    let image = Image::open(Panicking(image, Default::default())).unwrap();
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| image.measure())).is_err());
+}
+
 #[test]
 fn cancelled_measuring_ends_on_both_threads() {
     let image = Image::open(build(Builder::new(noise(5_000_000, 1), CMDLINE).ramdisk(noise(9, 2)).ramdisk(noise(9_000_000, 3)))).unwrap();
