@@ -250,7 +250,7 @@ fn spawn(options: &LaunchOptions) -> io::Result<(Child, OwnedFd)> {
         None => std::env::current_exe()?,
     };
     let mut command = Command::new(program);
-    command.args(&options.program.arguments).stdin(Stdio::from(theirs)).stdout(Stdio::null()).current_dir("/");
+    command.args(&options.program.arguments).stdin(Stdio::from(theirs)).stdout(Stdio::null());
     let child = command.spawn()?;
     // The command holds the other end; only the child may, or its death would go unnoticed.
     drop(command);

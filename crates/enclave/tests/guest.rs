@@ -12,7 +12,7 @@ use nitroxide_device::StartRequest;
 use nitroxide_enclave::control;
 use nitroxide_enclave::report::{ApplicationExit, EndReason, Flags, State};
 use nitroxide_enclave::stage::Stage;
-use nitroxide_enclave::{EngineChoice, LaunchOptions};
+use nitroxide_enclave::{EngineChoice, LaunchOptions, MemoryMode};
 use nitroxide_testkit::images::ImageSpec;
 use nitroxide_world::{Endpoint, VsockAddress};
 
@@ -27,9 +27,9 @@ fn role_enclave_process() {
     nitroxide_enclave::run_process().unwrap();
 }
 
-/// A parent whose memory of 256 MiB holds an image; the image's measurements as well.
+/// A parent whose memory of 260 MiB holds an image; the image's measurements as well.
 fn place(image: &ImageSpec, change: impl FnOnce(&mut LaunchOptions)) -> (Place, nitroxide_eif::Measurements) {
-    let place = Place::new(256 * MIB, |options| {
+    let place = Place::new(260 * MIB, |options| {
         options.engine = EngineChoice::Auto;
         change(options);
     });
@@ -94,7 +94,7 @@ fn the_sample_enclave_lives_a_whole_life() {
     let description = control::describe(&place.world, uid).unwrap();
     assert_eq!(description.measurements, Some((&measurements).into()));
     assert_eq!((description.state, description.flags, description.image_name.as_deref()), (State::Running, Flags::None, Some("hello")));
-    assert_eq!((description.memory_mib, description.number_of_cpus), (256, 2));
+    assert_eq!((description.memory_mib, description.number_of_cpus), (260, 2));
     assert!(description.stages.iter().any(|time| time.stage == Stage::Heartbeat));
     assert!(description.engine.contains("qemu"), "{}", description.engine);
     let first = description.stages.first().unwrap().at_ns;
@@ -131,7 +131,8 @@ fn the_sample_enclave_lives_a_whole_life() {
 
 #[test]
 fn in_debug_mode_the_console_is_on_cid_0_and_a_killed_qemu_is_an_engine_failure() {
-    let (place, _) = place(&ImageSpec::hello(), |_| {});
+    // In more pieces than a VM can have.
+    let place = place(&ImageSpec::hello(), |_| {}).0.scattered(|options| options.engine = EngineChoice::Auto);
     let mut slot = place.slot();
     let uid = slot.uid().0;
     let (ended, news) = notifier();
@@ -165,7 +166,7 @@ fn in_debug_mode_the_console_is_on_cid_0_and_a_killed_qemu_is_an_engine_failure(
 
 #[test]
 fn a_killed_enclave_process_takes_its_vm_along() {
-    let (place, _) = place(&ImageSpec::hello(), |_| {});
+    let (place, _) = place(&ImageSpec::hello(), |options| options.memory = MemoryMode::Copied);
     let mut slot = place.slot();
     let uid = slot.uid().0;
     let (ended, news) = notifier();
@@ -182,7 +183,7 @@ fn a_killed_enclave_process_takes_its_vm_along() {
 
 #[test]
 fn a_kernel_panic_is_told_from_a_reboot() {
-    let (place, _) = place(&ImageSpec::probe(&["panic"]), |_| {});
+    let (place, _) = place(&ImageSpec::probe(&["panic"]), |options| options.memory = MemoryMode::Shared);
     let mut slot = place.slot();
     let (ended, news) = notifier();
     slot.start(&request(), ended).unwrap();

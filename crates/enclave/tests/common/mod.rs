@@ -1,6 +1,7 @@
 //! What the tests of this crate share: a world, a parent's memory, a launcher whose processes are this very test program.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failed expectation of a test is a panic")]
+#![allow(clippy::cast_possible_truncation, reason = "pages of small memories")]
 
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, channel};
@@ -50,6 +51,40 @@ impl ParentMemory for Memory {
     }
 }
 
+/// Memory in two files that take turns every 2 MiB, as a client's huge pages may lie: as many pieces as there are pages.
+pub struct Scattered {
+    files: [Arc<OwnedFd>; 2],
+}
+
+impl Scattered {
+    const PAGE: u64 = 2 << 20;
+
+    /// A copy of another memory.
+    pub fn of(memory: &Memory) -> Arc<Self> {
+        let pages = memory.size / Self::PAGE;
+        let files = [(); 2].map(|()| Memory::new((pages / 2 + 1) * Self::PAGE));
+        let mut page = vec![0; Self::PAGE as usize];
+        for index in 0..pages {
+            rustix::io::pread(&*memory.file, &mut page, index * Self::PAGE).unwrap();
+            if page.iter().any(|byte| *byte != 0) {
+                files[index as usize % 2].write(&page, index / 2 * Self::PAGE);
+            }
+        }
+        Arc::new(Self { files: files.map(|memory| Arc::clone(&memory.file)) })
+    }
+}
+
+impl ParentMemory for Scattered {
+    fn resolve(&self, run: MemoryRun) -> Option<Vec<FileRange>> {
+        let pages = run.gpa.0 / Self::PAGE..(run.gpa.0 + run.size) / Self::PAGE;
+        let piece = |index: u64| {
+            let file = Arc::clone(&self.files[index as usize % 2]);
+            FileRange { file, offset: index / 2 * Self::PAGE, size: Self::PAGE }
+        };
+        Some(pages.map(piece).collect())
+    }
+}
+
 /// A launcher of a new world.
 pub struct Place {
     pub dir: tempfile::TempDir,
@@ -67,6 +102,14 @@ impl Place {
         change(&mut options);
         let launcher = ProcessLauncher::new(world.clone(), Arc::clone(&memory) as Arc<dyn ParentMemory>, options);
         Self { dir, world, memory, launcher }
+    }
+
+    /// The same place with its memory in many pieces.
+    pub fn scattered(self, change: impl FnOnce(&mut LaunchOptions)) -> Self {
+        let mut options = options();
+        change(&mut options);
+        let launcher = ProcessLauncher::new(self.world.clone(), Scattered::of(&self.memory), options);
+        Self { launcher, ..self }
     }
 
     /// A slot with all of the parent's memory.
