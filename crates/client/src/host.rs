@@ -213,4 +213,39 @@ mod tests {
             other => panic!("{other:?}"),
         }
     }
+
+    #[test]
+    fn memory_of_huge_pages_is_zero_and_writable_across_regions() {
+        const MIB: u64 = 1 << 20;
+        let mut memory = match Memory::allocate(8 * MIB) {
+            Ok(memory) => memory,
+            Err(error) => {
+                eprintln!("SKIPPED: {error}");
+                return;
+            }
+        };
+        assert!(memory.size() >= 8 * MIB);
+        memory.write_at(4 * MIB - 1, b"ab").unwrap();
+        assert!(memory.write_at(memory.size() - 1, b"ab").is_err());
+        let content: Vec<u8> = memory.regions.iter_mut().flat_map(|region| region.as_mut_slice().to_vec()).collect();
+        let written: Vec<usize> = (0..content.len()).filter(|index| content[*index] != 0).collect();
+        assert_eq!(written, [(4 << 20) - 1, 4 << 20, content.len() - 1]);
+        assert_eq!(memory.regions[0].address() % (2 * MIB), 0);
+    }
+
+    #[test]
+    fn refused_memory_is_unmapped_with_its_enclave_only() {
+        let Ok(memory) = Memory::allocate(2 << 20) else {
+            eprintln!("SKIPPED: there is no free huge page");
+            return;
+        };
+        // Not a Nitro Enclaves descriptor, so every call is refused; but a driver might have kept the pages.
+        let file = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let mut enclave = Enclave { file, slot_uid: SlotUid(1), memory: Vec::new() };
+        let refused = enclave.add_memory(memory).unwrap_err();
+        assert_eq!((refused.call(), refused.code(), enclave.memory.len()), (Call::SetUserMemoryRegion, Code::ENOTTY, 1));
+        assert_eq!(enclave.start(0, 0).map_err(|refused| refused.code()), Err(Code::ENOTTY));
+        assert_eq!(enclave.add_vcpu(CpuId::ANY).map_err(|refused| refused.code()), Err(Code::ENOTTY));
+        assert_eq!(enclave.image_load_info(1).map_err(|refused| refused.code()), Err(Code::ENOTTY));
+    }
 }
