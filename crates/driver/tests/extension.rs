@@ -1,5 +1,7 @@
 //! The commands beside mainline's five, as a client calls them (docs/abi.md, "The extension"); W19 is what they mend.
 
+#![allow(clippy::unwrap_used, reason = "tests may unwrap")]
+
 mod support;
 
 use nitroxide_abi::extension::{self, exit_reason, group, EnclaveInfo, List, PoolInfo, Query, Stop};

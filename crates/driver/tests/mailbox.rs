@@ -1,5 +1,7 @@
 //! Replies that come late, silently, or not at all: W3 and the mailbox (docs/driver.md, "The mailbox").
 
+#![allow(clippy::unwrap_used, reason = "tests may unwrap")]
+
 mod support;
 
 use nitroxide_abi::pci::Command::{SlotAddVcpu, SlotAlloc, SlotFree, SlotInfo};

@@ -1,5 +1,7 @@
 //! The CPU pool as text: the C driver's measured answers (docs/driver.md, "The CPU pool"), and the machines that it gets wrong.
 
+#![allow(clippy::unwrap_used, reason = "tests may unwrap")]
+
 mod support;
 
 use nitroxide_abi::{Code, CpuId};

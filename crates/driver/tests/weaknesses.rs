@@ -3,6 +3,8 @@
 //! W3 is in `mailbox.rs`, W5 beside `sanitise`, W18 and W20 also in `pool.rs`. W4, W6, W8, W9 and W17 are the homes'; what the core
 //! contributes to W4, W8 and W9 is here.
 
+#![allow(clippy::unwrap_used, reason = "tests may unwrap")]
+
 mod support;
 
 use nitroxide_abi::extension::{exit_reason, trouble};
