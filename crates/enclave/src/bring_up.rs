@@ -2,7 +2,6 @@
 //!
 //! Everything that is taken is held by a value, so that a refusal at any stage gives back what the stages before took.
 
-use std::error::Error;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,101 +12,29 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nitroxide_eif::{Image, Measurements};
-use nitroxide_engine::{
-    Accelerator, DiscoverError, Discovery, Engine, ExitReason, ExitReport, FileRange, LaunchError, MAX_MEMORY_RUNS, Vm, VmSpec,
-};
+use nitroxide_engine::{Accelerator, DiscoverError, Discovery, Engine, ExitReason, ExitReport, FileRange, MAX_MEMORY_RUNS, Vm, VmSpec};
 use nitroxide_nsm::{InitialPcrs, NsmBackend, NsmConfig};
 use nitroxide_vsock::{VsockBackend, VsockConfig};
 use nitroxide_world::id::INSTANCE_ID;
-use nitroxide_world::{BindError, Claim, ClaimError, Endpoint, Listener, SocketFile, World, enclave_id};
+use nitroxide_world::{Claim, Endpoint, SocketFile, World, enclave_id};
 use rustix::io::Errno;
 
 use crate::console::Console;
 use crate::control::{Controlled, Server};
-use crate::followers;
-use crate::image::{self, ExtractedImage, ImageError};
-use crate::life::Life;
+use crate::controls::{ConsoleService, Controls};
+use crate::image::{self, ExtractedImage};
 use crate::measured::Measured;
 use crate::memory::LinearMemory;
 use crate::options::{EngineChoice, MemoryMode};
 use crate::packet::{FromProcess, RangeSpec, StartSpec};
 use crate::process::Process;
-use crate::report::{Description, EndReason, EndReport, Flags, HexMeasurements, metadata_value};
+use crate::refused::Refused;
+use crate::report::{Description, EndReason, EndReport, Flags, metadata_value};
 use crate::router::{ApplicationExitCell, EnclaveRouter};
-use crate::stage::{Stage, Stages};
+use crate::stage::Stage;
 
 /// How long the console may take to come to its end after QEMU is gone.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// Why an enclave is not started.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Refused {
-    /// What START answers.
-    pub(crate) errno: i32,
-    /// Why, for people.
-    pub(crate) message: String,
-}
-
-impl Refused {
-    fn new(errno: Errno, error: &(dyn Error + 'static)) -> Self {
-        Self { errno: errno.raw_os_error(), message: chain(error) }
-    }
-
-    fn io(what: &str, error: &io::Error) -> Self {
-        let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
-        Self { errno: errno.raw_os_error(), message: format!("{what}: {error}") }
-    }
-}
-
-impl From<ClaimError> for Refused {
-    fn from(error: ClaimError) -> Self {
-        Self { errno: error.errno(), message: chain(&error) }
-    }
-}
-
-impl From<BindError> for Refused {
-    fn from(error: BindError) -> Self {
-        Self { errno: error.errno(), message: chain(&error) }
-    }
-}
-
-impl From<ImageError> for Refused {
-    fn from(error: ImageError) -> Self {
-        let errno = match &error {
-            ImageError::Copy(source) => Errno::from_io_error(source).unwrap_or(Errno::IO),
-            _ => Errno::INVAL,
-        };
-        Self::new(errno, &error)
-    }
-}
-
-impl From<DiscoverError> for Refused {
-    fn from(error: DiscoverError) -> Self {
-        Self::new(Errno::IO, &error)
-    }
-}
-
-impl From<LaunchError> for Refused {
-    fn from(error: LaunchError) -> Self {
-        let errno = match &error {
-            LaunchError::Spec(_) => Errno::INVAL,
-            _ => Errno::IO,
-        };
-        Self::new(errno, &error)
-    }
-}
-
-/// An error and what it came from, in one line.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
 
 /// What an owner gave for one enclave.
 #[derive(Debug)]
@@ -141,6 +68,8 @@ pub(crate) struct Enclave {
     // In the order in which they are to go.
     server: Server,
     console_service: Option<ConsoleService>,
+    /// Reports the end.
+    end: Option<JoinHandle<()>>,
     vm: Arc<Vm>,
     _vsock: Option<(VsockBackend, SocketFile)>,
     _nsm: Option<NsmBackend>,
@@ -174,6 +103,10 @@ impl Drop for Enclave {
         // Normally it has ended long before.
         self.vm.stopper().stop();
         self.vm.wait();
+        // The owner is to hear of the end before the process is gone.
+        if let Some(end) = self.end.take() {
+            let _ = end.join();
+        }
     }
 }
 
@@ -236,11 +169,12 @@ pub(crate) fn bring_up(process: &Arc<Process>, donation: Donation) -> Result<Enc
         None => console.end(),
     }
     let vm = Arc::new(vm);
-    let enclave = Enclave {
+    let mut enclave = Enclave {
         cid: cid.cid,
         name: name.name.clone(),
         server,
         console_service,
+        end: None,
         vm: Arc::clone(&vm),
         _vsock: vsock,
         _nsm: nsm,
@@ -250,7 +184,7 @@ pub(crate) fn bring_up(process: &Arc<Process>, donation: Donation) -> Result<Enc
     process.reach(Stage::Running);
     process.life.runs(vm.stopper());
     let watched = Arc::clone(process);
-    spawn("vm-end", move || {
+    let end = spawn("vm-end", move || {
         let report = vm.wait();
         console.wait_for_end(CONSOLE_PATIENCE);
         watched.stages.reach(Stage::Ended);
@@ -259,6 +193,7 @@ pub(crate) fn bring_up(process: &Arc<Process>, donation: Donation) -> Result<Enc
         watched.life.ended(report.clone());
         watched.tell(&FromProcess::Ended(report));
     })?;
+    enclave.end = Some(end);
     Ok(enclave)
 }
 
@@ -325,6 +260,7 @@ fn measure_later(image: &ExtractedImage, measured: &Arc<Measured>) -> Result<(),
         }
         measured.set(result.ok());
     })
+    .map(drop)
 }
 
 /// A VM takes only so many pieces of memory; more are copied into one.
@@ -431,87 +367,7 @@ fn engine_words(engine: &Engine, vm: &Vm) -> String {
     format!("{}; {accelerator}; {}", qemu.path.display(), vm.confinement())
 }
 
-fn spawn(name: &str, act: impl FnOnce() + Send + 'static) -> Result<(), Refused> {
+fn spawn(name: &str, act: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Refused> {
     let started = std::thread::Builder::new().name(name.to_owned()).spawn(act);
-    started.map(drop).map_err(|error| Refused::io("A thread cannot be started", &error))
-}
-
-/// The enclave as its control socket shows it.
-#[derive(Debug)]
-struct Controls {
-    /// What does not change.
-    description: Description,
-    engine: OnceLock<String>,
-    life: Arc<Life>,
-    stages: Arc<Stages>,
-    measured: Arc<Measured>,
-    console: Arc<Console>,
-}
-
-impl Controlled for Controls {
-    fn describe(&self, patience: Duration) -> Description {
-        let measurements = self.measured.wait(Some(patience));
-        Description {
-            state: self.life.state(),
-            measurements: measurements.as_ref().map(HexMeasurements::from),
-            exit: self.life.report(),
-            engine: self.engine.get().cloned().unwrap_or_default(),
-            stages: self.stages.all(),
-            ..self.description.clone()
-        }
-    }
-
-    fn terminate(&self) {
-        self.life.request_stop();
-    }
-
-    fn wait_for_end(&self, patience: Duration) -> Option<EndReport> {
-        self.life.wait_for_end(patience)
-    }
-
-    fn console(&self) -> Option<Arc<Console>> {
-        Some(Arc::clone(&self.console))
-    }
-
-    fn is_debug(&self) -> bool {
-        self.description.flags == Flags::DebugMode
-    }
-}
-
-/// The raw console on CID 0, for an enclave in debug mode.
-#[derive(Debug)]
-struct ConsoleService {
-    listener: Arc<Listener>,
-    readers: Arc<AtomicUsize>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl ConsoleService {
-    fn start(world: &World, cid: u32, console: &Arc<Console>) -> Result<Self, Refused> {
-        let listener = Arc::new(world.bind(Endpoint::Console(cid))?);
-        let readers = Arc::<AtomicUsize>::default();
-        let (accepting, console, counted) = (Arc::clone(&listener), Arc::clone(console), Arc::clone(&readers));
-        let thread = std::thread::Builder::new()
-            .name("console-listener".to_owned())
-            .spawn(move || followers::serve(&accepting, &console, &counted))
-            .map_err(|error| Refused::io("A thread cannot be started", &error))?;
-        Ok(Self { listener, readers, thread: Some(thread) })
-    }
-
-    /// Waits up to `patience` until every reader has read to the end.
-    fn drain(&self, patience: Duration) {
-        let begin = std::time::Instant::now();
-        while self.readers.load(std::sync::atomic::Ordering::Relaxed) > 0 && begin.elapsed() < patience {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for ConsoleService {
-    fn drop(&mut self) {
-        let _ = rustix::net::shutdown(self.listener.socket(), rustix::net::Shutdown::Both);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+    started.map_err(|error| Refused::io("A thread cannot be started", &error))
 }

@@ -114,7 +114,7 @@ impl Launcher for ProcessLauncher {
         match self.inner.world.claim_slot() {
             Ok(claim) => Ok(Box::new(ProcessSlot::new(Arc::clone(&self.inner), claim))),
             Err(error) => {
-                let (errno, message) = (error.errno(), crate::bring_up::chain(&error));
+                let (errno, message) = (error.errno(), crate::refused::chain(&error));
                 tracing::warn!(errno, message, "No slot can be reserved.");
                 lock(&self.inner.records).reservation = Some(Refusal { errno, message });
                 Err(DeviceCode::from_raw(-errno).unwrap_or(DeviceCode::EIO))

@@ -5,8 +5,8 @@
 //! [`run_process`], and everything that belongs to the enclave ends with it; it ends when its owner does. Anybody of the same user speaks to
 //! it through [`control`].
 //!
-//! Owner's side: `launcher`, `slot`, `gathered` (memory), `options`. Between them: `packet`. The process: `process`, `bring_up`, `life`, `memory`, `image`,
-//! `measured`, `router`, [`console`], `followers`. For both: [`report`], [`stage`]. Description with a picture: docs/enclave.md.
+//! Owner's side: `launcher`, `slot`, `gathered` (memory), `options`. Between them: `packet`. The process: `process`, `bring_up`, `refused`, `life`,
+//! `memory`, `image`, `measured`, `router`, [`console`], `followers`, `controls`. For both: [`report`], [`stage`]. Description with a picture: docs/enclave.md.
 #![forbid(unsafe_code)]
 
 pub mod console;
@@ -15,6 +15,7 @@ pub mod report;
 pub mod stage;
 
 mod bring_up;
+mod controls;
 mod followers;
 mod gathered;
 mod image;
@@ -25,6 +26,7 @@ mod memory;
 mod options;
 mod packet;
 mod process;
+mod refused;
 mod router;
 mod slot;
 

@@ -14,9 +14,10 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 
-use crate::bring_up::{Donation, Refused, bring_up};
+use crate::bring_up::{Donation, bring_up};
 use crate::life::Life;
 use crate::packet::{self, FromProcess, ToProcess};
+use crate::refused::Refused;
 use crate::stage::{PAUSE_VARIABLE, Stage, Stages};
 
 /// How long a start may go on after the owner has left before the process ends as it is.

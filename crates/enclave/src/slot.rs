@@ -26,6 +26,9 @@ use crate::stage::{Stage, StageTime, monotonic_ns};
 /// How long an enclave process may take to end after it was told to, before it is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a process that was refused its start, or refused it, may take to end before it is killed.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A reserved slot.
 #[derive(Debug)]
 pub(crate) struct ProcessSlot {
@@ -234,10 +237,16 @@ impl Offspring {
 
 impl Drop for Offspring {
     fn drop(&mut self) {
-        if let Some(mut child) = self.0.take() {
-            // A process that has refused ends by itself; one that is stuck does not.
-            let _ = child.kill();
-            let _ = child.wait();
+        let Some(mut child) = self.0.take() else { return };
+        // Our end of its socket is closed by now, so it ends by itself; unless it is stuck.
+        let begin = std::time::Instant::now();
+        while matches!(child.try_wait(), Ok(None)) {
+            if begin.elapsed() > LEAVE_PATIENCE {
+                let _ = child.kill();
+                let _ = child.wait();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }
