@@ -42,3 +42,8 @@ pub use error::{
 };
 pub use local::memory::LocalMemory;
 pub use options::{DeviceChoice, LocalOptions, Topology};
+
+/// The examples of `docs/client.md`, so that they are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/client.md")]
+struct DocumentationExamples;

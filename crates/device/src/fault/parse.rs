@@ -272,6 +272,18 @@ mod tests {
     }
 
     #[test]
+    fn examples_of_the_documentation_are_understood() {
+        let faults_chapter = include_str!("../../../../docs/device.md").split("## Faults").nth(1).unwrap();
+        let examples = faults_chapter.split("```text\n").nth(1).unwrap().split("```").next().unwrap();
+        assert!(examples.lines().count() >= 5);
+        for example in examples.lines() {
+            let rules = example.split("   ").next().unwrap();
+            let rules = rules.split("  ").next().unwrap();
+            assert!(parse(rules).is_ok_and(|faults| !faults.is_empty()), "{example}");
+        }
+    }
+
+    #[test]
     fn more_than_256_rules_are_refused() {
         assert!(parse(&"start=lost ".repeat(256)).is_ok());
         assert_eq!(parse(&"start=lost ".repeat(257)), Err(ParseFaultsError::TooMany));
