@@ -4,7 +4,7 @@
 //! All of them are read by the one growth rule of [`nitroxide_abi::sized`]; none asks the device. docs/abi.md, "The extension".
 
 use nitroxide_abi::extension::{self, cid_flag, feature, group, EnclaveInfo, List, PoolInfo, Query, Stop};
-use nitroxide_abi::sized::{copy_sized, declared_length, MAX_STRUCT_BYTES};
+use nitroxide_abi::sized::copy_sized;
 use nitroxide_abi::{flags, ioctl, limits, Code, CpuId, SlotUid};
 
 use crate::client::Client;
@@ -210,17 +210,11 @@ const QUERY_MINIMUM: usize = 24;
 
 /// Reads a struct of `N` bytes by the growth rule; also how many bytes of it may be written back.
 fn read_sized<const N: usize>(client: &mut impl Client, argument: u64, minimum: usize) -> Result<([u8; N], usize), Code> {
-    let mut size = [0; 4];
-    client.read(argument, &mut size)?;
-    let length = declared_length(u32::from_le_bytes(size), minimum)?;
-    // Structs beyond this are not known, and their callers are told to ask for less; a page on the kernel's stack would be too much.
-    const LARGEST: usize = 1024;
-    const _: () = assert!(LARGEST <= MAX_STRUCT_BYTES);
-    let mut given = [0; LARGEST];
-    let given = given.get_mut(..length).ok_or(Code::E2BIG)?;
-    client.read(argument, given)?;
     let mut known = [0; N];
-    let shared = copy_sized(given, minimum, &mut known)?;
+    let shared = copy_sized(minimum, &mut known, |offset, bytes| {
+        let offset = u64::try_from(offset).map_err(|_| Code::EFAULT)?;
+        client.read(argument.checked_add(offset).ok_or(Code::EFAULT)?, bytes)
+    })?;
     Ok((known, shared))
 }
 

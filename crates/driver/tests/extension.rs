@@ -88,6 +88,8 @@ fn structs_follow_the_growth_rule() {
     longer[159] = 1;
     assert_eq!(ask(160, &longer), Err(Code::E2BIG));
     assert_eq!(ask(5000, &[]), Err(Code::E2BIG));
+    assert_eq!(ask(4096, &[]), Ok(0));
+    assert_eq!(ask(4097, &[]), Err(Code::E2BIG));
     let flags = Query { flags: 1, ..Query::default() };
     assert_eq!(ask(152, &flags.to_bytes()), Err(Code::EINVAL));
     let reserved = Query { reserved: 1, ..Query::default() };
