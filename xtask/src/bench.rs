@@ -1,17 +1,43 @@
 //! `cargo xtask bench`: every benchmark of the project; method and results are written down in docs/benchmarks.md.
+//!
+//! Each is an ordinary `cargo bench` target beside the code that it measures; this file names them and sees that what they need is there.
 
-use miette::Result;
+use miette::{Result, ensure};
 
-use crate::context::Context;
+use crate::context::{self, Context};
+use crate::test::Steps;
+use crate::{guest, setup};
+
+/// The benchmarks: package, target, what it measures.
+const BENCHES: [(&str, &str, &str); 6] = [
+    ("nitroxide-eif", "measure", "measuring an image beside raw SHA-384"),
+    ("nitroxide-device", "device_command", "a command of the device"),
+    ("nitroxide-nsm", "requests", "an NSM request"),
+    ("nitroxide-vsock", "device", "the vsock device without a guest"),
+    ("nitroxide-vsock", "throughput", "vsock throughput and round trip of a real guest"),
+    ("nitroxide-cli", "launch", "a launch, split into our share, QEMU's and the guest kernel's"),
+];
 
 /// Which benchmarks to run.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Only benchmarks whose name contains this
+    /// Only benchmarks whose package or name contains this
     pub filter: Option<String>,
 }
 
-/// Runs the benchmarks.
-pub fn run(_context: &Context, _options: &Options) -> Result<()> {
-    miette::bail!("not there yet")
+/// Runs the benchmarks one after the other: they would disturb each other.
+pub fn run(context: &Context, options: &Options) -> Result<()> {
+    let wanted = |package: &str, target: &str| options.filter.as_ref().is_none_or(|filter| format!("{package}/{target}").contains(filter));
+    let chosen: Vec<_> = BENCHES.iter().filter(|(package, target, _)| wanted(package, target)).collect();
+    ensure!(!chosen.is_empty(), "No benchmark's name contains {:?}", options.filter);
+    let mut steps = Steps::default();
+    steps.take("setup", || setup::run(context))?;
+    steps.take("guest programs", || guest::run(context))?;
+    for (package, target, what) in chosen {
+        steps.take(&format!("{package}/{target}: {what}"), || {
+            context::run(&mut context.cargo(["bench", "--package", package, "--bench", target]))
+        })?;
+    }
+    steps.report();
+    Ok(())
 }

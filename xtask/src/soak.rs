@@ -1,10 +1,34 @@
 //! `cargo xtask soak`: loops that are too long for every test run.
+//!
+//! The same tests with larger numbers: they read `NITROXIDE_SOAK` (20 enclaves at once) and the driver model's own variables.
 
 use miette::Result;
 
-use crate::context::Context;
+use crate::context::{self, Context};
+use crate::test::Steps;
+use crate::{guest, setup};
+
+/// Random call sequences of the driver core against its model; the ordinary run has 100 000.
+const DRIVER_SEQUENCES: &str = "3000000";
 
 /// Runs the heavy loops.
-pub fn run(_context: &Context) -> Result<()> {
-    miette::bail!("not there yet")
+pub fn run(context: &Context) -> Result<()> {
+    let mut steps = Steps::default();
+    steps.take("setup", || setup::run(context))?;
+    steps.take("guest programs", || guest::run(context))?;
+    steps.take("20 enclaves at once", || {
+        context::run(context.cargo(["test", "--package", "nitroxide-cli", "--test", "many"]).env("NITROXIDE_SOAK", "1"))
+    })?;
+    steps.take("the driver core against its model", || {
+        let mut command = context.cargo(["test", "--package", "nitroxide-driver", "--test", "model"]);
+        context::run(command.env("NITROXIDE_MODEL_SEQUENCES", DRIVER_SEQUENCES))
+    })?;
+    steps.take("vsock through a real guest, five times", || {
+        for _ in 0..5 {
+            context::run(&mut context.cargo(["test", "--package", "nitroxide-vsock", "--test", "guest"]))?;
+        }
+        Ok(())
+    })?;
+    steps.report();
+    Ok(())
 }

@@ -29,6 +29,9 @@ struct Launch {
     stages: Vec<(&'static str, f64)>,
 }
 
+/// What one row of the table shows of a launch.
+type Part = fn(&Launch) -> f64;
+
 fn main() {
     // `cargo test --benches` only wants to know that it builds.
     if std::env::args().any(|argument| argument == "--test") {
@@ -41,7 +44,7 @@ fn main() {
     launch(folder.path(), &image);
     let launches: Vec<Launch> = (0..ROUNDS).map(|_| launch(folder.path(), &image)).collect();
 
-    let parts: [(&str, fn(&Launch) -> f64); 3] = [
+    let parts: [(&str, Part); 3] = [
         ("ours: process start to exec of QEMU", |launch| launch.ours),
         ("QEMU: exec until the guest runs", |launch| launch.qemu),
         ("guest kernel: until the first line of user space", |launch| launch.kernel),
