@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -15,10 +16,13 @@ use std::time::{Duration, Instant};
 
 use nitroxide_eif::cpio::{Device, Tree};
 use nitroxide_engine::{
-    Accelerator, Discovery, Engine, ExitReason, ExitReport, FileRange, Isolation, LaunchError, PanicWatch, VirtioDiscovery, Vm, VmSpec,
+    Accelerator, Discovery, Engine, ExitReason, ExitReport, FileRange, Isolation, LaunchError, MAX_MEMORY_RUNS, PanicWatch,
+    VirtioDiscovery, Vm, VmSpec,
 };
+use nitroxide_nsm::{InitialPcrs, NsmConfig};
 use nitroxide_testkit::images::ImageSpec;
 use nitroxide_testkit::{Setup, guest_program};
+use nitroxide_vsock::{ConnectRequest, Router, VsockConfig};
 use rustix::fs::MemfdFlags;
 
 const MIB: u64 = 1 << 20;
@@ -97,7 +101,15 @@ fn read_until(console: &OwnedFd, text: &str) -> String {
 fn run(spec: VmSpec) -> (ExitReport, String) {
     let mut vm = engine().launch(spec).unwrap();
     let console = collect(&mut vm);
+    let stopper = vm.stopper();
+    let (ended, guard) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if guard.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            stopper.stop();
+        }
+    });
     let report = vm.wait();
+    drop(ended);
     assert!(!alive(vm.pid().unwrap()), "the VM's process must be gone once wait() returns");
     (report, console.join().unwrap())
 }
@@ -127,18 +139,47 @@ fn one_range_boots_and_powers_off() {
 }
 
 #[test]
-fn several_ranges_of_several_files_are_one_memory_and_reboot_ends_the_vm() {
-    let (first, second) = (memory(200), memory(400));
-    let mut spec = spec("reboot");
-    // Out of order, with gaps, of any size: 2 + 60 + 128 + 66 MiB, and 8 more pieces so that there are more than a vhost-user device's 8 default slots.
-    spec.memory = vec![range(&second, 250, 2), range(&first, 40, 60), range(&second, 100, 128), range(&first, 130, 66)];
-    spec.memory.extend((0..8).map(|piece| range(&second, 300 + 2 * piece, 2)));
-    spec.vcpus = 2;
+fn as_many_ranges_as_possible_are_one_memory_for_guest_and_devices_and_reboot_ends_the_vm() {
+    let (first, second, third) = (memory(200), memory(400), memory(250));
+    // Out of order, with gaps, of any size; more than the 8 slots that a vhost-user device has by default. No page twice: that would be one page.
+    let mut memory = vec![range(&second, 250, 2), range(&first, 40, 60), range(&second, 100, 128)];
+    memory.extend((0..MAX_MEMORY_RUNS as u64 - 3).rev().map(|piece| range(&third, 2 * piece, 2)));
+    let nsm = nitroxide_nsm::spawn(NsmConfig {
+        module_id: "i-0000000000000000-enc0000000000000001".to_owned(),
+        pcrs: Box::new(|| InitialPcrs::of_image([1; 48], [2; 48], [3; 48], None)),
+        debug: false,
+    })
+    .unwrap();
+    let vsock = nitroxide_vsock::spawn(VsockConfig { guest_cid: 16, router: Arc::new(Nowhere), listener: None }).unwrap();
+    let image = ImageSpec::probe(&["reboot"]);
+    let ramdisks = [image.bootstrap().to_bytes().unwrap(), image.application().to_bytes().unwrap()].concat();
+    let spec = VmSpec {
+        memory,
+        vcpus: 2,
+        initrd: Some(memfd_of(&ramdisks)),
+        cmdline: b"console=ttyS0 panic=-1".to_vec(),
+        vsock: vsock.take_frontend(),
+        nsm: nsm.take_frontend(),
+        ..spec("")
+    };
+    assert!(spec.vsock.is_some() && spec.nsm.is_some());
     let (report, console) = run(spec);
     assert_eq!(report.reason, ExitReason::Rebooted, "{console}");
     assert!(console.contains("smp: Brought up 1 node, 2 CPUs"), "{console}");
-    // 272 MiB in all: RAM ends at 0x11000000 (but for a page of ACPI tables) in one piece.
-    assert!(console.contains("[mem 0x0000000000100000-0x0000000010ffefff]"), "{console}");
+    // 440 MiB in all: RAM ends at 0x1b800000 (but for a page of ACPI tables) in one piece.
+    assert!(console.contains("[mem 0x0000000000100000-0x000000001b7fefff]"), "{console}");
+    // The guest's own drivers found both devices: the vsock device answered a connection, with a refusal.
+    assert!(console.contains("nobody listens on port 9000"), "{console}");
+    assert!(console.contains("virtio_mmio vsock") && console.contains(" nsm"), "{console}");
+}
+
+/// A router that leads nowhere.
+struct Nowhere;
+
+impl Router for Nowhere {
+    fn connect(&self, _request: ConnectRequest) -> std::io::Result<UnixStream> {
+        Err(std::io::ErrorKind::ConnectionRefused.into())
+    }
 }
 
 #[test]
@@ -361,7 +402,7 @@ fn a_qemu_without_the_nsm_device_refuses_an_nsm_socket() {
     let folder = tempfile::tempdir().unwrap();
     let engine = pretender(folder.path(), "exit 1");
     assert!(!engine.has_nsm_device());
-    let (socket, _other_end) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (socket, _other_end) = UnixStream::pair().unwrap();
     let refused = engine.launch(VmSpec { nsm: Some(socket.into()), ..spec("hang") });
     assert!(matches!(refused, Err(LaunchError::NoNsmDevice(_))));
 }
