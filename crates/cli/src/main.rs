@@ -103,7 +103,7 @@ fn run(arguments: Arguments, dialect: Dialect) -> Result<ExitCode, Failure> {
         Command::TerminateEnclave(arguments) => commands::terminate::run(arguments, remarks)?,
         Command::Console(arguments) => commands::console::console(&arguments, remarks)?,
         Command::Logs(arguments) => commands::console::logs(&arguments, remarks)?,
-        Command::Wait(arguments) => commands::wait::run(&arguments)?,
+        Command::Wait(arguments) => commands::wait::run(&arguments, remarks)?,
         Command::DescribeEif(arguments) => commands::describe_eif::run(arguments, remarks)?,
         Command::Pcr(arguments) => commands::pcr::run(&arguments)?,
         Command::Vsock(command) => commands::vsock::run(&command, device, remarks)?,
@@ -112,6 +112,8 @@ fn run(arguments: Arguments, dialect: Dialect) -> Result<ExitCode, Failure> {
         Command::Completions(arguments) => commands::generate::completions(&arguments)?,
         Command::Man(arguments) => commands::generate::man(&arguments)?,
         Command::EnclaveProcess(_) => {
+            // `run` has some of them blocked, and a child inherits that.
+            nitroxide_guest_sys::signals::unblock_all();
             nitroxide_enclave::run_process()
                 .map_err(|error| Failure::new(ErrorCode::ENCLAVE_PROCESS_CONNECTION, "The enclave's process failed").because(error))?;
         }

@@ -9,7 +9,7 @@ mod common;
 use std::{
     fs,
     path::PathBuf,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use common::{nitroxide, run, small_image, text};
@@ -220,18 +220,18 @@ fn called_as_nitro_cli_it_demands_what_nitro_cli_demands() {
 
 #[test]
 fn wait_tells_how_an_enclave_ended() {
+    use std::io::{BufRead, BufReader};
     let user = User::new();
-    user.start(&["--enclave-name", "waited"]);
-    let waiting = user.nitroxide().args(["wait", "waited"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
-    // Whether `wait` has come that far does not matter: an enclave that has gone is another answer, so ask until it is seen waiting.
-    while fs::read_to_string(format!("/proc/{}/wchan", waiting.id()))
-        .is_ok_and(|place| !place.contains("recv") && !place.contains("read") && place != "0")
-    {
-        std::thread::yield_now();
-    }
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    assert!(user.say(&["terminate-enclave", "waited"]).status.success());
-    let output = waiting.wait_with_output().unwrap();
+    // `wait` says when it waits, just before it does: an end in between would be told as "no such enclave", so there are several tries.
+    let output = (0..10)
+        .find_map(|_| {
+            user.start(&["--enclave-name", "waited"]);
+            let mut waiting = user.nitroxide().args(["wait", "waited"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            BufReader::new(waiting.stderr.take().unwrap()).read_line(&mut String::new()).unwrap();
+            assert!(user.say(&["terminate-enclave", "waited"]).status.success());
+            Some(waiting.wait_with_output().unwrap()).filter(|output| output.status.success())
+        })
+        .unwrap();
     let ending: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(ending["EnclaveName"], "waited");
     assert_eq!(ending["Reason"], "stopped");
@@ -293,12 +293,7 @@ fn many_starts_at_once_do_not_collide() {
     let user = User::new();
     let children: Vec<_> = (0..8)
         .map(|_| {
-            user.nitroxide()
-                .args(["run-enclave", "--memory", "64", "--eif-path"])
-                .arg(&user.image)
-                .stdout(std::process::Stdio::piped())
-                .spawn()
-                .unwrap()
+            user.nitroxide().args(["run-enclave", "--memory", "64", "--eif-path"]).arg(&user.image).stdout(Stdio::piped()).spawn().unwrap()
         })
         .collect();
     let started: Vec<Value> =
@@ -320,22 +315,16 @@ fn vsock_connects_to_a_listener_of_the_parent() {
     let mut listener = user
         .nitroxide()
         .args(["vsock", "listen", "7000"])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     // It says when it listens.
     let mut line = [0; 9];
     listener.stderr.as_mut().unwrap().read_exact(&mut line).unwrap();
     listener.stdin.take().unwrap().write_all(b"answer").unwrap();
-    let mut client = user
-        .nitroxide()
-        .args(["vsock", "connect", "3", "7000"])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut client = user.nitroxide().args(["vsock", "connect", "3", "7000"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     client.stdin.take().unwrap().write_all(b"question").unwrap();
     assert_eq!(text(&client.wait_with_output().unwrap().stdout), "answer");
     let mut question = String::new();

@@ -52,6 +52,8 @@ pub fn arguments(identity: &Identity, directory: &Path, command: &[OsString]) ->
 
 /// Becomes the application. Returns only when that fails.
 pub fn run() -> Failure {
+    // Init has all of them blocked, and a child inherits that.
+    nitroxide_guest_sys::signals::unblock_all();
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let [uid, gid, groups, directory, program, rest @ ..] = arguments.as_slice() else {
         return Failure { what: "nitroxide-init is the init of an enclave and works only as process 1 there".to_owned(), error: None };

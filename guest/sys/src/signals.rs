@@ -3,9 +3,19 @@
 
 use std::{io, time::Duration};
 
+/// Unblocks every signal for the calling thread: what a process does that may have inherited blocked ones.
+pub fn unblock_all() {
+    // SAFETY: `sigset_t` is plain data; sigemptyset initialises it completely, and the old mask is not asked for. It cannot fail.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    }
+}
+
 /// Signals blocked for this thread, waited for by [`Signals::next`].
 ///
-/// A program started with `std::process::Command` gets an empty mask again (std does that), so a child is not affected.
+/// A program started with `std::process::Command` inherits the blocked signals: it must begin with [`unblock_all`].
 #[derive(Debug)]
 pub struct Signals {
     set: libc::sigset_t,

@@ -24,6 +24,7 @@ fn main() {
     if std::process::id() != 1 {
         let mut arguments = std::env::args_os().skip(1);
         let Some(program) = arguments.next() else { return };
+        nitroxide_guest_sys::signals::unblock_all();
         // Already a session leader is no error here.
         let _ = rustix::process::setsid();
         println!("aws-init: cannot execute: {}", Command::new(program).args(arguments).exec());
