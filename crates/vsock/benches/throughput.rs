@@ -18,7 +18,7 @@ use support::{Guest, PATIENCE, words};
 
 const RUNS: usize = 3;
 const MIB: u64 = 1 << 20;
-const BYTES: u64 = 128 * MIB;
+const BYTES: u64 = 64 * MIB;
 const LENGTHS: [u64; 5] = [4 << 10, 16 << 10, 32 << 10, 64 << 10, 1 << 20];
 const PINGS: u64 = 1000;
 

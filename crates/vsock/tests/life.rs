@@ -1,6 +1,6 @@
 //! Beginning and end of a device without a guest: nothing is left in the file system, no thread stays.
 //!
-//! One test, since it looks at the threads of the whole process.
+//! The threads are looked at by one test only, since they are those of the whole process.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
@@ -87,4 +87,10 @@ fn reserved_cids_are_no_guests() {
         let error = spawn(VsockConfig { guest_cid, ..config(None) }).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
+}
+
+#[test]
+fn a_backend_can_be_shared_between_threads() {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<nitroxide_vsock::VsockBackend>();
 }

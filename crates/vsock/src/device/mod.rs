@@ -12,6 +12,8 @@ mod to_guest;
 mod driver_model;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_ends;
 
 use std::collections::VecDeque;
 use std::io;
