@@ -25,7 +25,7 @@ use crate::confinement::Confinement;
 use crate::discover::{self, DiscoverError, Discovery, Qemu};
 use crate::root::OwnRoot;
 use crate::spawn::{self, Plan, SpawnError};
-use crate::spec::{FileRange, MAX_COMMAND_LINE_BYTES, SpecError, VmSpec};
+use crate::spec::{self, FileRange, MAX_COMMAND_LINE_BYTES, SpecError, VmSpec};
 use crate::tsc;
 use crate::vm::{Started, Vm};
 
@@ -146,7 +146,7 @@ impl Engine {
     /// [`LaunchError`]; nothing is left of the VM then.
     pub fn launch(&self, spec: VmSpec) -> Result<Vm, LaunchError> {
         let Some(qemu) = &self.qemu else { return Ok(Vm::without_process()) };
-        spec.check().map_err(LaunchError::Spec)?;
+        spec.check().and_then(|()| spec::check_files(&spec.memory)).map_err(LaunchError::Spec)?;
         if spec.nsm.is_some() && !qemu.has_nsm_device {
             return Err(LaunchError::NoNsmDevice(qemu.path.clone()));
         }

@@ -100,6 +100,22 @@ pub enum SpecError {
     },
     /// The memory ranges do not fit into 64 bits.
     TooLarge,
+    /// Memory range {index} ends at byte {end} of its file, which is {file_size} bytes long.
+    PastEnd {
+        /// Which range, from 0.
+        index: usize,
+        /// Where it ends, in bytes from the file's beginning.
+        end: u64,
+        /// The file's size in bytes.
+        file_size: u64,
+    },
+    /// Memory ranges {first} and {second} share pages of one file; a page can be guest memory only once.
+    Overlap {
+        /// The range that begins first in the file, counted from 0.
+        first: usize,
+        /// The other one.
+        second: usize,
+    },
     /// The VM has {0} vCPUs; it can have 1 to 255.
     Vcpus(u32),
     /// The kernel's command line contains a NUL byte at position {0}.
@@ -108,9 +124,32 @@ pub enum SpecError {
     LongCommandLine(usize),
 }
 
+/// Checks that each range lies in its file and that no page is given twice, which a guest would take for two.
+///
+/// A file that cannot be asked is left to QEMU. For ranges that passed [`VmSpec::check`].
+pub(crate) fn check_files(memory: &[FileRange]) -> Result<(), SpecError> {
+    let mut places = Vec::with_capacity(memory.len());
+    for (index, FileRange { file, offset, size }) in memory.iter().enumerate() {
+        let Ok(status) = rustix::fs::fstat(file) else { continue };
+        let end = offset.saturating_add(*size);
+        let file_size = u64::try_from(status.st_size).unwrap_or(0);
+        if end > file_size {
+            return Err(SpecError::PastEnd { index, end, file_size });
+        }
+        places.push((status.st_dev, status.st_ino, *offset, end, index));
+    }
+    places.sort_unstable();
+    for (&(device, inode, _, end, first), &(next_device, next_inode, offset, _, second)) in places.iter().zip(places.iter().skip(1)) {
+        if (device, inode) == (next_device, next_inode) && offset < end {
+            return Err(SpecError::Overlap { first, second });
+        }
+    }
+    Ok(())
+}
+
 impl VmSpec {
-    /// Checks what can be checked without a system call; returns the size of the memory in bytes.
-    pub(crate) fn check(&self) -> Result<u64, SpecError> {
+    /// Checks what can be checked without a system call.
+    pub(crate) fn check(&self) -> Result<(), SpecError> {
         if self.memory.is_empty() {
             return Err(SpecError::NoMemory);
         }
@@ -134,6 +173,6 @@ impl VmSpec {
         if let Some(position) = self.cmdline.iter().position(|&byte| byte == 0) {
             return Err(SpecError::NulInCommandLine(position));
         }
-        Ok(total)
+        Ok(())
     }
 }

@@ -415,6 +415,8 @@ fn specifications_that_cannot_be_are_refused_before_anything_starts() {
         assert!(matches!(error, LaunchError::Spec(_)), "{error:?}");
     };
     launch(Vec::new(), 1, b"");
+    launch(vec![range(&file, 0, 130), range(&file, 128, 128)], 1, b"");
+    launch(vec![range(&file, 128, 130)], 1, b"");
     launch((0..129).map(|_| range(&file, 0, 2)).collect(), 1, b"");
     launch(vec![FileRange { size: MIB, ..range(&file, 0, 2) }], 1, b"");
     launch(vec![FileRange { offset: 100, ..range(&file, 0, 2) }], 1, b"");
