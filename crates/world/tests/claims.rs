@@ -66,7 +66,7 @@ fn threads_that_claim_at_once_get_different_cids() {
 
 #[test]
 fn sweeping_while_others_claim_never_makes_a_free_cid_look_taken() {
-    let (_dir, world) = world();
+    let (dir, world) = world();
     let end = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -77,12 +77,44 @@ fn sweeping_while_others_claim_never_makes_a_free_cid_look_taken() {
             });
         }
         for _ in 0..500 {
+            // As a killed holder leaves it, so that the sweepers have something to lock.
+            std::fs::write(dir.path().join("world/cids/40"), "").unwrap();
             let claim = world.claim_cid(Some(40));
             end.store(claim.is_err(), std::sync::atomic::Ordering::Relaxed);
             claim.unwrap();
         }
         end.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+}
+
+#[test]
+fn a_cid_that_is_released_and_claimed_all_the_time_never_has_two_holders() {
+    let (_dir, world) = world();
+    let holders = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..3000 {
+                    let Ok(claim) = world.claim_cid(Some(40)) else { continue };
+                    assert_eq!(holders.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                    std::thread::yield_now();
+                    holders.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                    drop(claim);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_released_claim_is_free_even_if_a_child_still_has_its_descriptor() {
+    let (_dir, world) = world();
+    let claim = world.claim_cid(Some(30)).unwrap().claim;
+    let _of_a_child = claim.as_fd().unwrap().try_clone_to_owned().unwrap();
+    std::fs::hard_link(world.path().join("cids/30"), world.path().join("cids/31")).unwrap();
+    drop(claim);
+    // The same file under another name shows whether its lock is gone.
+    world.claim_cid(Some(31)).unwrap();
 }
 
 #[test]

@@ -108,10 +108,15 @@ fn neither_sweep_nor_a_second_bind_is_seen_by_a_listener() {
 fn processes_that_bind_over_a_stale_file_never_both_win() {
     let (dir, world) = world();
     let stale = dir.path().join("world/vsock/3/5000.sock");
-    for _ in 0..50 {
+    for _ in 0..300 {
         drop(UnixListener::bind(&stale).unwrap());
+        let start = std::sync::Barrier::new(4);
+        let bind = || {
+            start.wait();
+            world.bind(Endpoint::ParentPort(5000)).ok()
+        };
         let winners: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..6).map(|_| scope.spawn(|| world.bind(Endpoint::ParentPort(5000)).ok())).collect();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(bind)).collect();
             threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
         });
         assert_eq!(winners.len(), 1);
