@@ -114,8 +114,10 @@ fn run(spec: VmSpec) -> (ExitReport, String) {
     (report, console.join().unwrap())
 }
 
+/// Whether the process is there; one that has ended and only waits for its parent to take notice (init, perhaps a slow one) is not.
 fn alive(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    !stat.rsplit_once(") ").unwrap().1.starts_with(['Z', 'X'])
 }
 
 fn wait_until_gone(pid: u32) {
