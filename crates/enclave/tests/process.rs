@@ -89,6 +89,25 @@ fn terminate_answers_when_the_process_is_gone_and_tells_everybody() {
 }
 
 #[test]
+fn after_terminate_the_cpus_can_be_taken_again() {
+    let place = Place::new(2 * MIB, |_| {});
+    let mut slot = place.slot();
+    let uid = slot.uid().0;
+    let cpu = place.world.claim_cpu(1).unwrap(); // As the owner's driver does.
+    let (ended, news) = notifier();
+    slot.start(&request(), ended).unwrap();
+    let owner = std::thread::spawn(move || {
+        news.recv_timeout(PATIENCE).unwrap();
+        drop(slot);
+        std::thread::sleep(Duration::from_millis(200)); // Makes a terminate that does not wait fail for sure.
+        drop(cpu);
+    });
+    control::terminate(&place.world, uid).unwrap();
+    drop(place.world.claim_cpu(1).unwrap());
+    owner.join().unwrap();
+}
+
+#[test]
 fn an_ended_enclave_answers_until_its_owner_lets_go() {
     let place = Place::new(64 * MIB, |_| {});
     let mut slot = place.slot();

@@ -4,7 +4,7 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nitroxide_world::{Endpoint, World, enclave_id, slot_of_enclave_id};
 
@@ -15,7 +15,7 @@ use crate::report::{Description, EndReport};
 /// How long an enclave process may take to accept a connection or to answer a question. Longer than a server waits for measurements.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long to wait for the enclave process to be gone after its VM is.
+/// How long to wait for the enclave process, and what its owner holds for it, to be gone after its VM is.
 const PROCESS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why an enclave cannot be spoken to.
@@ -100,22 +100,33 @@ pub fn describe(world: &World, slot_uid: u64) -> Result<Description, ControlErro
     }
 }
 
-/// Ends an enclave; returns when its VM is gone and, if its owner lets go of it within 5 s, its process too.
+/// Ends an enclave; returns when its VM is gone and, if its owner lets go of it within 5 s, its process and its CPUs are free too: who
+/// starts another enclave on these CPUs next shall not find them taken.
 ///
 /// # Errors
 ///
 /// [`ControlError`].
 pub fn terminate(world: &World, slot_uid: u64) -> Result<EndReport, ControlError> {
+    let cpus = match ask(world, slot_uid, Command::Describe { measured: false })?.1 {
+        Answer::Description(description) => description.cpu_ids,
+        _ => return Err(ControlError::Protocol),
+    };
     let (mut stream, answer) = ask(world, slot_uid, Command::Terminate)?;
     let Answer::Ended(report) = answer else { return Err(ControlError::Protocol) };
-    let begin = std::time::Instant::now();
-    while let Some(left) = PROCESS_PATIENCE.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) {
+    let begin = Instant::now();
+    let left = || PROCESS_PATIENCE.checked_sub(begin.elapsed()).filter(|left| !left.is_zero());
+    while let Some(left) = left() {
         let _ = stream.set_read_timeout(Some(left));
         match stream.read(&mut [0]) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // The end of the connection is the end of the process; an error or silence is not worth more waiting.
             _ => break,
         }
+    }
+    // The owner gives the CPUs back last, when the slot is free.
+    let is_held = |claimed: Vec<u32>| claimed.iter().any(|cpu| cpus.contains(cpu));
+    while left().is_some() && world.claimed_cpus().is_ok_and(is_held) {
+        std::thread::sleep(Duration::from_millis(2));
     }
     Ok(report)
 }
