@@ -113,7 +113,6 @@ impl<P, R> Enclave<P, R> {
         let request = EnclaveStop { slot_uid: self.slot.0 }.to_bytes();
         self.exchange(device, Command::EnclaveStop, &request)?;
         self.summary.state = State::Stopped;
-        self.start_in_doubt = false;
         Ok(())
     }
 }

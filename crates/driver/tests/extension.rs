@@ -182,6 +182,20 @@ fn pool_info_shows_what_is_in_the_pool_and_what_is_free() {
 }
 
 #[test]
+fn inputs_without_a_meaning_are_einval() {
+    let mut f = Fixture::new(200);
+    let enclave = f.create(ARGUMENT).unwrap();
+    put(&f, &EnclaveInfo { flags: 1, ..EnclaveInfo::default() }.to_bytes(), 120);
+    assert_eq!(on_enclave(&f, &enclave, extension::ENCLAVE_INFO), Err(Code::EINVAL));
+    for info in [PoolInfo { flags: 1, ..PoolInfo::default() }, PoolInfo { reserved: 1, ..PoolInfo::default() }] {
+        put(&f, &info.to_bytes(), 296);
+        assert_eq!(on_device(&f, extension::POOL_INFO), Err(Code::EINVAL));
+    }
+    put(&f, &List { flags: 1, ..List::default() }.to_bytes(), 72);
+    assert_eq!(list(&mut f.memory.owner(), ARGUMENT, |_| None), Err(Code::EINVAL));
+}
+
+#[test]
 fn foreign_words_are_enotty_everywhere() {
     let mut f = Fixture::new(200);
     let mut enclave = f.create(ARGUMENT).unwrap();

@@ -10,10 +10,10 @@ mod support;
 use nitroxide_abi::extension::{exit_reason, trouble};
 use nitroxide_abi::pci::Command::{EnclaveStart, EnclaveStop, SlotAddMem, SlotAddVcpu, SlotAlloc, SlotFree, SlotInfo};
 use nitroxide_abi::{pci, Code};
-use nitroxide_driver::{DeviceError, EventOutcome, Machine, PoolError, State};
+use nitroxide_driver::{DeviceError, EventOutcome, Machine, Pages, PoolError, Region, Slot, State};
 use support::client::Mapped;
 use support::device::Fault;
-use support::{Fixture, ARGUMENT, GIB, MIB};
+use support::{Fixture, TestEnclave, ARGUMENT, GIB, MIB};
 
 #[test]
 fn w1_refused_pages_go_back() {
@@ -173,6 +173,7 @@ fn w10_failed_free_keeps_everything_and_a_retry_gives_it_back() {
         assert_eq!(f.machine.write_pool("2-3"), Err(PoolError::EnclavesExist));
         e.release(&f.machine, &mut f.device).unwrap();
         e.release(&f.machine, &mut f.device).unwrap();
+        assert_eq!(e.summary().trouble, trouble::CLOSED);
         assert!(f.device.slots.is_empty());
         f.assert_nothing_held();
     }
@@ -451,6 +452,30 @@ fn other_states_of_the_device_are_an_end_that_is_still_stopped() {
     f.device.log.clear();
     f.close(e).unwrap();
     assert_eq!(f.device.sent(), [EnclaveStop, SlotFree]);
+}
+
+#[test]
+fn table_of_regions_that_is_full_is_265() {
+    let mut f = Fixture::new(200);
+    let slot = Slot::allocate(&f.machine, &mut f.device).unwrap();
+    let mut e = TestEnclave::new(&slot, vec![Region::default()], &mut f.device);
+    let address = f.memory.map_huge(4 * MIB);
+    assert_eq!(f.set_memory(&mut e, address, 2 * MIB), Ok(()));
+    assert_eq!(f.set_memory(&mut e, address + 2 * MIB, 2 * MIB), Err(Code::MEM_MAX_REGIONS));
+    assert_eq!(f.memory.pinned(), 1);
+    assert_eq!(e.regions()[0].range(), (address, 2 * MIB));
+    assert_eq!(e.regions()[0].pages().map(Pages::count), Some(1));
+}
+
+#[test]
+fn first_end_is_the_one_that_is_told() {
+    let mut f = Fixture::new(200);
+    let mut e = f.running();
+    e.stop(&mut f.device).unwrap();
+    let ended = e.summary().ended_ns;
+    f.device.now_ns += 5;
+    e.device_gone(&mut f.device);
+    assert_eq!((e.state(), e.summary().exit_reason, e.summary().ended_ns), (State::Gone, exit_reason::STOPPED, ended));
 }
 
 #[test]
