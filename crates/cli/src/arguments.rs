@@ -86,6 +86,9 @@ pub enum Command {
     /// Show what an image is: measurements, checksum, metadata, signature
     #[command(after_help = "Example:\n  nitroxide describe-eif --eif-path hello.eif | jq -r .Measurements.PCR0")]
     DescribeEif(DescribeEifArguments),
+    /// Sign an image, or sign it again
+    #[command(after_help = "Example:\n  nitroxide sign-eif --eif-path hello.eif --signing-certificate cert.pem --private-key key.pem")]
+    SignEif(SignEifArguments),
     /// Compute the PCR of a file or of a signing certificate
     #[command(after_help = "Examples:\n  nitroxide pcr --input secret.txt\n  nitroxide pcr --signing-certificate cert.pem")]
     Pcr(PcrArguments),
@@ -282,6 +285,20 @@ pub struct DescribeEifArguments {
     /// Also show architecture, kernel command line and sections
     #[arg(long)]
     pub sections: bool,
+}
+
+/// `sign-eif`.
+#[derive(Debug, Args)]
+pub struct SignEifArguments {
+    /// The enclave image (EIF); it is replaced by the signed one
+    #[arg(long, value_name = "FILE")]
+    pub eif_path: PathBuf,
+    /// The certificate of the key, in PEM form
+    #[arg(long, value_name = "PEM")]
+    pub signing_certificate: PathBuf,
+    /// The private key (P-256, P-384 or P-521), in PEM form
+    #[arg(long, value_name = "PEM")]
+    pub private_key: PathBuf,
 }
 
 /// `pcr`.

@@ -1,6 +1,6 @@
 //! Opening an image for a command: the file, its structure, and what to say when either is wrong.
 
-use std::{fs::File, path::Path};
+use std::{fs::File, io::Read, path::Path};
 
 use nitroxide_eif::{Image, ReadError, ReadErrorKind};
 
@@ -20,6 +20,16 @@ pub fn open_file(path: &Path) -> Result<File, Failure> {
         return Err(Failure::new(ErrorCode::FILE_OPERATION, format!("{} is not a file", path.display())));
     }
     Ok(file)
+}
+
+/// Reads a small file, such as a certificate; a longer one is cut off one byte behind the limit, so that its reader sees that it is too long.
+pub fn read_small(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, Failure> {
+    let mut content = Vec::new();
+    open_file(path)?
+        .take(limit_bytes.saturating_add(1))
+        .read_to_end(&mut content)
+        .map_err(|error| Failure::new(ErrorCode::FILE_OPERATION, format!("Cannot read {}", path.display())).because(error))?;
+    Ok(content)
 }
 
 /// What a failed read of an image means.

@@ -105,6 +105,7 @@ fn run(arguments: Arguments, dialect: Dialect) -> Result<ExitCode, Failure> {
         Command::Logs(arguments) => commands::console::logs(&arguments, remarks)?,
         Command::Wait(arguments) => commands::wait::run(&arguments, remarks)?,
         Command::DescribeEif(arguments) => commands::describe_eif::run(arguments, remarks)?,
+        Command::SignEif(arguments) => commands::sign_eif::run(&arguments, remarks)?,
         Command::Pcr(arguments) => commands::pcr::run(&arguments)?,
         Command::Vsock(command) => commands::vsock::run(&command, device, remarks)?,
         Command::Doctor(arguments) => return commands::doctor::run(&arguments),

@@ -91,6 +91,10 @@ fn an_enclave_in_the_background_boots_answers_and_tells_how_it_ended() {
         let ending: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!((ending["Reason"].as_str(), ending["ExitCode"].as_u64()), (Some("powered_off"), Some(42)));
     }
+    // It is listed as long as its owner has not let go of it.
+    while user.enclaves().iter().any(|enclave| enclave["State"] == "TERMINATING") {
+        std::thread::yield_now();
+    }
     assert!(user.enclaves().is_empty());
 }
 

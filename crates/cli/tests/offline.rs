@@ -2,9 +2,9 @@
 
 mod common;
 
-use std::{fs, io::Write, process::Stdio};
+use std::{fs, process::Stdio};
 
-use common::{nitroxide, run, small_image, text};
+use common::{finish, nitroxide, run, small_image, text};
 
 #[test]
 fn describe_eif_prints_measurements_and_metadata_as_json() {
@@ -69,6 +69,47 @@ fn pcr_of_a_certificate_that_is_none_fails_with_e03() {
     let output = run(nitroxide().args(["pcr", "--signing-certificate"]).arg(&file));
     assert_eq!(output.status.code(), Some(3));
     assert!(text(&output.stderr).contains("BEGIN CERTIFICATE"));
+}
+
+#[test]
+fn a_signed_image_describes_its_signature_and_can_be_signed_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = small_image(directory.path());
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../eif/tests/data");
+    for curve in ["p384", "p256"] {
+        let mut command = nitroxide();
+        command.args(["sign-eif", "--eif-path"]).arg(&image);
+        command
+            .arg("--signing-certificate")
+            .arg(data.join(format!("{curve}.cert.pem")))
+            .arg("--private-key")
+            .arg(data.join(format!("{curve}.key.pem")));
+        let output = run(&mut command);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let signed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let described: serde_json::Value = serde_json::from_slice(&run(nitroxide().arg("describe-eif").arg(&image)).stdout).unwrap();
+        assert_eq!(described["Measurements"], signed["Measurements"]);
+        assert_eq!(
+            (&described["IsSigned"], &described["SignatureCheck"], &described["CheckCRC"]),
+            (&true.into(), &true.into(), &true.into())
+        );
+        assert!(described["SigningCertificate"]["Algorithm"].as_str().unwrap().contains("ecdsa"));
+        let pcr = run(nitroxide().args(["pcr", "--signing-certificate"]).arg(data.join(format!("{curve}.cert.pem"))));
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&pcr.stdout).unwrap()["PCR8"], signed["Measurements"]["PCR8"]);
+    }
+}
+
+#[test]
+fn a_key_that_does_not_fit_leaves_the_image_as_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = small_image(directory.path());
+    let before = fs::read(&image).unwrap();
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../eif/tests/data");
+    let mut command = nitroxide();
+    command.args(["sign-eif", "--eif-path"]).arg(&image).arg("--signing-certificate").arg(data.join("p384.cert.pem"));
+    let output = run(command.arg("--private-key").arg(data.join("other.key.pem")));
+    assert_eq!(output.status.code(), Some(60), "{}", text(&output.stderr));
+    assert_eq!(fs::read(&image).unwrap(), before);
 }
 
 #[test]
@@ -176,8 +217,6 @@ fn doctor_without_qemu_says_how_to_get_one_and_fails() {
 #[test]
 fn standard_output_that_cannot_be_written_is_a_failure_without_a_panic() {
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
-    let output = run(nitroxide().args(["explain", "E29"]).stdout(full));
+    let output = finish(nitroxide().args(["explain", "E29"]).stdout(full));
     assert_eq!(output.status.code(), Some(19));
-    // Keeps the import used where only this test writes.
-    std::io::stderr().flush().unwrap();
 }

@@ -9,6 +9,7 @@ pub mod generate;
 pub mod pcr;
 pub mod run;
 pub mod run_enclave;
+pub mod sign_eif;
 pub mod terminate;
 pub mod vsock;
 pub mod wait;

@@ -23,13 +23,7 @@ pub fn run(arguments: &PcrArguments) -> Result<(), Failure> {
 }
 
 fn read_certificate(path: &Path) -> Result<Certificate, Failure> {
-    use std::io::Read;
-    let file = image::open_file(path)?;
-    let mut pem = Vec::new();
-    // One more than the limit, so that a longer file is seen to be too long.
-    file.take(MAX_PEM_BYTES as u64 + 1)
-        .read_to_end(&mut pem)
-        .map_err(|error| Failure::new(ErrorCode::FILE_OPERATION, format!("Cannot read {}", path.display())).because(error))?;
+    let pem = image::read_small(path, MAX_PEM_BYTES as u64)?;
     Certificate::from_pem(&pem).map_err(|error| {
         Failure::new(ErrorCode::INVALID_ARGUMENT, format!("{} is not a certificate that can be used", path.display())).because(error)
     })

@@ -4,7 +4,12 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// The program under test, with nothing of the caller's environment that would change what it does.
 pub fn nitroxide() -> Command {
@@ -13,9 +18,34 @@ pub fn nitroxide() -> Command {
     command
 }
 
-/// Runs to the end; standard output is kept unless the command sends it elsewhere.
+/// Only ends hangs: the slowest guest test takes seconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Runs to the end. Standard output is kept unless the command sends it elsewhere.
+///
+/// # Panics
+///
+/// When it does not end at all.
 pub fn run(command: &mut Command) -> Output {
-    command.output().expect("the program starts")
+    finish(command.stdout(Stdio::piped()))
+}
+
+/// As [`run`], with standard output where the caller has sent it.
+pub fn finish(command: &mut Command) -> Output {
+    let child = command.stderr(Stdio::piped()).spawn().expect("the program starts");
+    let pid = Pid::from_child(&child);
+    let (ended, watched) = mpsc::channel::<()>();
+    let watchdog = thread::spawn(move || {
+        if watched.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = kill_process(pid, Signal::KILL);
+            return false;
+        }
+        true
+    });
+    let output = child.wait_with_output().expect("the program can be waited for");
+    drop(ended);
+    assert!(watchdog.join().expect("the watchdog does not panic"), "hangs: {command:?}\n{}{}", text(&output.stdout), text(&output.stderr));
+    output
 }
 
 /// Bytes as text.
