@@ -17,7 +17,7 @@
 //! let faults: Faults = "alloc@2=-ENOSPC".parse()?;
 //! let device = Device::new(Limits::default(), faults, Arc::new(NullLauncher::default()));
 //! let first = device.command(Command::SlotAlloc.number(), &[0]).expect("no fault loses the reply");
-//! assert_eq!((first.rc, first.mem_regions), (0, 512));
+//! assert_eq!((first.rc, first.mem_regions), (0, 4096));
 //! let second = device.command(Command::SlotAlloc.number(), &[0]).expect("no fault loses the reply");
 //! assert_eq!(second.rc, -28);
 //! # Ok::<(), nitroxide_device::ParseFaultsError>(())

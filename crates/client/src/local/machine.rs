@@ -14,8 +14,8 @@ use crate::Topology;
 /// The one NUMA node.
 pub(crate) const NODE: i32 = 0;
 
-/// The most runs that are kept book of, whatever the limits say: two million of them are 48 MB.
-const MAX_RUNS: u64 = 1 << 21;
+/// The most runs that are kept book of, whatever the limits say: 1.5 MB of them. Local memory comes in few pieces.
+const MAX_RUNS: u64 = 1 << 16;
 
 /// What all enclaves of one local device share.
 pub(crate) struct LocalMachine {
