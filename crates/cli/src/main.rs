@@ -94,8 +94,7 @@ fn usage_code(kind: ErrorKind) -> ErrorCode {
 fn run(arguments: Arguments, dialect: Dialect) -> Result<ExitCode, Failure> {
     let Global { device, quiet } = arguments.global;
     let remarks = Remarks::new(quiet);
-    // What an enclave process warns of is for its owner, who shows it in its own words.
-    logging::begin(quiet || matches!(arguments.command, Command::EnclaveProcess(_)));
+    logging::begin();
     match arguments.command {
         Command::Run(arguments) => return commands::run::run(arguments, device, dialect, remarks),
         Command::RunEnclave(arguments) => commands::run_enclave::run(arguments, device, dialect, remarks)?,
