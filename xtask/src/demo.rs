@@ -25,9 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub fn run(context: &Context) -> Result<()> {
     let mut steps = Steps::default();
     steps.take("set up: QEMU and a Debian kernel", || setup::run(context))?;
-    steps.take("build nitroxide", || {
-        context::run(&mut context.cargo(["build", "--release", "--package", "nitroxide-cli"]))
-    })?;
+    steps.take("build nitroxide", || context::run(&mut context.cargo(["build", "--release", "--package", "nitroxide-cli"])))?;
     steps.take("build the sample image", || guest::run(context))?;
 
     let nitroxide = context.in_target("release/nitroxide");
@@ -144,10 +142,8 @@ impl<'a> Enclave<'a> {
 impl Drop for Enclave<'_> {
     fn drop(&mut self) {
         if !self.ended.get() {
-            let _best_effort = Command::new(self.nitroxide)
-                .args(["terminate-enclave", "--enclave-id", &self.id])
-                .stdout(Stdio::null())
-                .status();
+            let _best_effort =
+                Command::new(self.nitroxide).args(["terminate-enclave", "--enclave-id", &self.id]).stdout(Stdio::null()).status();
         }
     }
 }
