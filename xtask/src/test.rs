@@ -48,7 +48,7 @@ fn check_style(context: &Context, steps: &mut Steps) -> Result<()> {
     steps.take("formatting", || run_cargo(context, &["fmt", "--all", "--check"]))?;
     steps.take("lints", || run_cargo(context, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     steps.take("documentation", || {
-        context::run(context.cargo(["doc", "--workspace", "--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-D warnings"))
+        context::run(context.cargo(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })
 }
 

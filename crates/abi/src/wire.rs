@@ -1,6 +1,6 @@
 //! How structs become bytes and back without `unsafe`: the macro behind every struct of this crate.
 //!
-//! A struct made by [`wire_struct!`] is `repr(C)`, has only fields of fixed size in an order that leaves no hidden padding
+//! A struct made by `wire_struct!` is `repr(C)`, has only fields of fixed size in an order that leaves no hidden padding
 //! (checked when it is compiled), and knows its own fields ([`Field`]), from which the C header and the layout tests are made.
 
 /// One field of a wire struct, as the C header needs to know it.

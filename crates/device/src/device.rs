@@ -1,6 +1,6 @@
 //! The device as its faces see it: one call per command, events, counters, reset.
 //!
-//! [`Device`] applies injected [`Faults`], counts replies and events and hands the commands themselves to [`commands`](crate::commands). The
+//! [`Device`] applies injected [`Faults`], counts replies and events and hands the commands themselves to `commands`. The
 //! rules are described in `docs/device.md`.
 
 use std::fmt;

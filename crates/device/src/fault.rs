@@ -1,7 +1,7 @@
 //! Misfortune on order: which commands fail, answer late, or lose their reply. The text form is described in `docs/device.md`, "Faults".
 //!
 //! [`Faults`] are the rules as written; `FaultState` counts commands and says what strikes the present one. Parsing is in
-//! [`parse`](crate::fault::parse).
+//! `parse`.
 
 use std::fmt;
 use std::time::Duration;

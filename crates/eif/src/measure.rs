@@ -2,7 +2,7 @@
 //!
 //! `PCR = SHA-384(48 zero bytes || SHA-384(content))`, content being section payloads without their headers (docs/eif.md, section 5). One pass over the file
 //! gives everything: PCR1's content is where PCR0's begins, so its hash state is a copy of PCR0's taken at the second ramdisk; only PCR2 needs hashing of its
-//! own, and that happens on a second thread ([`pipeline`](crate::pipeline)). The checksum comes along with reading and costs next to nothing.
+//! own, and that happens on a second thread (the module `pipeline`). The checksum comes along with reading and costs next to nothing.
 
 use std::fmt;
 use std::io::{self, Read};
