@@ -47,9 +47,7 @@ fn check_style(context: &Context, steps: &mut Steps) -> Result<()> {
     steps.take("style", || style::run(context))?;
     steps.take("formatting", || run_cargo(context, &["fmt", "--all", "--check"]))?;
     steps.take("lints", || run_cargo(context, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    steps.take("documentation", || {
-        context::run(context.cargo(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
-    })
+    steps.take("documentation", || context::run(context.cargo(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings")))
 }
 
 fn run_cargo(context: &Context, args: &[&str]) -> Result<()> {
