@@ -1,18 +1,17 @@
 //! Which QEMU runs the enclaves: found, asked what it can do, and remembered.
 //!
 //! Order: `$NITROXIDE_QEMU`, the one in PATH, the one that `cargo xtask setup` unpacked (with its own dynamic loader). One that lacks the device for
-//! /dev/nsm gives way to a later one that has it, and says so. The question (`-device help`) costs 20 ms and is asked once per process and file.
+//! /dev/nsm gives way to a later one that has it, and says so. The question (`-device help`) is asked once per state of the file (`answers`).
 
-use std::collections::HashMap;
 use std::ffi::OsString;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 
 use displaydoc::Display;
 use thiserror::Error;
 
+use crate::answers::{self, Abilities, Key};
 use crate::arguments::SANDBOX;
 
 /// The emulator's file name.
@@ -27,13 +26,15 @@ pub struct Discovery {
     pub path: Option<OsString>,
     /// The root folder of an unpacked tree, as [`setup_root`] gives it.
     pub setup: Option<PathBuf>,
+    /// A file that keeps what emulators answered, for the next process; none: every process asks again.
+    pub answers: Option<PathBuf>,
 }
 
 impl Default for Discovery {
-    /// `$NITROXIDE_QEMU`, `$PATH` and [`setup_root`].
+    /// `$NITROXIDE_QEMU`, `$PATH`, [`setup_root`], and answers kept in the user's cache.
     fn default() -> Self {
         let chosen = std::env::var_os("NITROXIDE_QEMU").filter(|path| !path.is_empty()).map(PathBuf::from);
-        Self { chosen, path: std::env::var_os("PATH"), setup: setup_root() }
+        Self { chosen, path: std::env::var_os("PATH"), setup: setup_root(), answers: answers::default_file() }
     }
 }
 
@@ -98,12 +99,12 @@ impl Qemu {
     /// [`DiscoverError`]: nothing found, or the user's own choice does not work.
     pub fn find(discovery: &Discovery) -> Result<Self, DiscoverError> {
         if let Some(chosen) = &discovery.chosen {
-            return Self::chosen(chosen);
+            return Self::chosen(chosen, discovery.answers.as_deref());
         }
         let mut notes = Vec::new();
         let mut second_best: Option<Self> = None;
         for place in in_path(discovery.path.as_ref()).into_iter().chain(in_setup(discovery.setup.as_deref())) {
-            match Self::ask(place) {
+            match Self::ask(place, discovery.answers.as_deref()) {
                 Ok(mut qemu) if qemu.has_nsm_device => {
                     qemu.notes = notes;
                     return Ok(qemu);
@@ -136,7 +137,7 @@ impl Qemu {
         text.split_once("version ")?.1.split_ascii_whitespace().next().map(str::to_owned)
     }
 
-    fn chosen(path: &Path) -> Result<Self, DiscoverError> {
+    fn chosen(path: &Path, answers: Option<&Path>) -> Result<Self, DiscoverError> {
         let refuse = |reason: String| DiscoverError::NotExecutable { path: path.to_owned(), reason };
         let metadata = std::fs::metadata(path).map_err(|error| refuse(error.to_string()))?;
         if !metadata.is_file() {
@@ -146,7 +147,7 @@ impl Qemu {
             return Err(refuse("its mode does not allow execution".to_owned()));
         }
         let path = std::fs::canonicalize(path).map_err(|error| refuse(error.to_string()))?;
-        let qemu = Self::ask(Place { tree: tree_of(&path), path })?;
+        let qemu = Self::ask(Place { tree: tree_of(&path), path }, answers)?;
         if qemu.has_nsm_device {
             return Ok(qemu);
         }
@@ -154,21 +155,14 @@ impl Qemu {
         Ok(Self { notes: vec![note], ..qemu })
     }
 
-    fn ask(place: Place) -> Result<Self, DiscoverError> {
-        /// What a file answered, by its path, time of change in nanoseconds and size.
-        type Answers = HashMap<(PathBuf, i128, u64), Abilities>;
-        static KNOWN: Mutex<Option<Answers>> = Mutex::new(None);
-        let key = std::fs::metadata(&place.path).ok().map(|metadata| {
-            (place.path.clone(), i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()), metadata.size())
-        });
-        let lock = || KNOWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let remembered = key.as_ref().and_then(|key| lock().as_ref()?.get(key).copied());
-        let abilities = match remembered {
+    fn ask(place: Place, answers: Option<&Path>) -> Result<Self, DiscoverError> {
+        let key = Key::of(&place.path);
+        let abilities = match key.as_ref().and_then(|key| answers::recall(key, answers)) {
             Some(abilities) => abilities,
             None => {
                 let abilities = place.abilities()?;
                 if let Some(key) = key {
-                    lock().get_or_insert_default().insert(key, abilities);
+                    answers::remember(&key, abilities, answers);
                 }
                 abilities
             }
@@ -178,14 +172,6 @@ impl Qemu {
         }
         Ok(Self { path: place.path, tree: place.tree, has_nsm_device: abilities.nsm, has_sandbox: abilities.sandbox, notes: Vec::new() })
     }
-}
-
-/// What one QEMU can do.
-#[derive(Debug, Clone, Copy)]
-struct Abilities {
-    vsock: bool,
-    nsm: bool,
-    sandbox: bool,
 }
 
 /// A QEMU before it was asked anything.
@@ -274,7 +260,7 @@ mod tests {
     use super::*;
 
     fn nothing() -> Discovery {
-        Discovery { chosen: None, path: None, setup: None }
+        Discovery { chosen: None, path: None, setup: None, answers: None }
     }
 
     fn script(folder: &Path, name: &str, text: &str) -> PathBuf {
@@ -320,7 +306,7 @@ mod tests {
         script(&tree.join("usr/bin"), NAME, "exit 1");
         // The "loader" gets --library-path and the emulator's path: it answers for it.
         script(&tree.join("usr/lib64"), "ld-linux-x86-64.so.2", "echo 'name \"vhost-user-vsock-device\" name \"vhost-user-test-device\"'");
-        let discovery = Discovery { chosen: None, path: Some(path.clone().into()), setup: Some(tree.clone()) };
+        let discovery = Discovery { chosen: None, path: Some(path.clone().into()), setup: Some(tree.clone()), answers: None };
         let qemu = Qemu::find(&discovery).unwrap();
         assert_eq!(qemu.tree, Some(std::fs::canonicalize(&tree).unwrap()));
         assert!(qemu.notes[0].contains("vhost-user-test-device"), "{:?}", qemu.notes);

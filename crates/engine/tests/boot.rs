@@ -31,7 +31,7 @@ const MIB: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 fn engine() -> Engine {
-    Engine::discover(&Discovery { chosen: None, path: None, setup: Some(Setup::locate().root().to_owned()) }).unwrap()
+    Engine::discover(&Discovery { chosen: None, path: None, setup: Some(Setup::locate().root().to_owned()), answers: None }).unwrap()
 }
 
 fn memory(mib: u64) -> Arc<OwnedFd> {
@@ -379,7 +379,7 @@ fn pretender(folder: &Path, text: &str) -> Engine {
     let text = format!("#!/bin/sh\ncase \"$*\" in *'-device help') echo 'name \"vhost-user-vsock-device\"'; exit 0;; esac\n{text}\n");
     std::fs::write(&path, text).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    Engine::discover(&Discovery { chosen: Some(path), path: None, setup: None }).unwrap()
+    Engine::discover(&Discovery { chosen: Some(path), path: None, setup: None, answers: None }).unwrap()
 }
 
 #[test]

@@ -183,7 +183,7 @@ pub fn words(answer: &Receiver<String>) -> Vec<String> {
 
 fn launch(vsock: OwnedFd) -> Vm {
     let setup = Setup::locate();
-    let engine = Engine::discover(&Discovery { chosen: None, path: None, setup: Some(setup.root().to_owned()) }).unwrap();
+    let engine = Engine::discover(&Discovery { chosen: None, path: None, setup: Some(setup.root().to_owned()), answers: None }).unwrap();
     let mut image = ImageSpec::new("vsock", "vsock-load", &[]);
     image.init = "vsock-load".to_owned();
     image.modules.retain(|module| module != "nsm");
