@@ -19,8 +19,10 @@ use nitroxide_world::{Endpoint, World};
 const MIB: u64 = 1 << 20;
 
 #[test]
-#[ignore = "the enclave process of the other tests"]
 fn role_enclave_process() {
+    if !common::is_role("role_enclave_process") {
+        return;
+    }
     nitroxide_enclave::run_process().unwrap();
 }
 
@@ -233,8 +235,10 @@ fn a_killed_enclave_process_is_noticed_and_leaves_nothing() {
 }
 
 #[test]
-#[ignore = "an owner that other tests kill"]
 fn role_owner() {
+    if !common::is_role("role_owner") {
+        return;
+    }
     let dir = std::env::var_os("ENCLAVE_TEST_WORLD").unwrap();
     let world = World::open(std::path::Path::new(&dir)).unwrap();
     let memory = common::Memory::new(64 * MIB);

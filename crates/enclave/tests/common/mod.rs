@@ -128,9 +128,14 @@ pub fn options() -> LaunchOptions {
     options
 }
 
-/// The arguments that run one ignored test of this program.
+/// Whether this process was started to play a role of another test; in an ordinary run a role does nothing.
+pub fn is_role(name: &str) -> bool {
+    std::env::args().any(|argument| argument == name)
+}
+
+/// The arguments that run one test of this program, and by which it knows that it is to play its role.
 pub fn role(name: &str) -> Vec<std::ffi::OsString> {
-    ["--exact", name, "--include-ignored", "--nocapture", "--test-threads=1"].map(Into::into).to_vec()
+    ["--exact", name, "--nocapture", "--test-threads=1"].map(Into::into).to_vec()
 }
 
 pub fn request() -> StartRequest {
