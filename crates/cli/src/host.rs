@@ -14,7 +14,7 @@ use nitroxide_eif::Image;
 use nitroxide_enclave::{
     console::Console,
     control::{Controlled, ServeError, Server},
-    report::{ApplicationExit, Description, EndReason, EndReport, Flags, HexMeasurements, State, metadata_value},
+    report::{ApplicationExit, Description, EndReason, EndReport, Flags, HexMeasurements, Isolation, State, metadata_value},
 };
 use nitroxide_guest_sys::vsock;
 use nitroxide_world::NameClaim;
@@ -165,6 +165,7 @@ fn describe(started: &Started, is_debug: bool) -> Description {
         metadata: None,
         exit: None,
         engine: "Nitro device".to_owned(),
+        isolation: Isolation::Hypervisor,
         notes: Vec::new(),
         stages: Vec::new(),
     }

@@ -29,7 +29,7 @@ use crate::options::{EngineChoice, MemoryMode};
 use crate::packet::{FromProcess, RangeSpec, StartSpec};
 use crate::process::Process;
 use crate::refused::Refused;
-use crate::report::{Description, EndReason, EndReport, Flags, metadata_value};
+use crate::report::{Description, EndReason, EndReport, Flags, Isolation, metadata_value};
 use crate::router::{ApplicationExitCell, EnclaveRouter};
 use crate::stage::Stage;
 
@@ -351,6 +351,7 @@ fn describe(spec: &StartSpec, name: &str, cid: u32, memory: &LinearMemory, image
         metadata: metadata.as_ref().map(metadata_value),
         exit: None,
         engine: String::new(),
+        isolation: Isolation::None,
         notes,
         stages: Vec::new(),
     }

@@ -59,12 +59,27 @@ pub struct Description {
     /// Ours: what executes it and how that is confined, in words; empty before it runs.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub engine: String,
+    /// Ours: what protects it from the parent's owner.
+    #[serde(default)]
+    pub isolation: Isolation,
     /// Ours: what its owner should know, in whole sentences.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     /// Ours: when it reached which stage.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<StageTime>,
+}
+
+/// What protects an enclave from the owner of its parent, as NE_QUERY names it (docs/abi.md).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Isolation {
+    /// Nothing: the user who runs it can read its memory. For development and tests.
+    #[default]
+    None,
+    /// The hypervisor below the parent.
+    Hypervisor,
 }
 
 /// Where an enclave is in its life, in nitro-cli's words.

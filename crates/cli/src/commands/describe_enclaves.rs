@@ -8,7 +8,7 @@ use crate::{Dialect, arguments::DescribeEnclavesArguments, codes::ErrorCode, fai
 /// What only `--metadata` shows.
 const METADATA: [&str; 3] = ["ImageName", "ImageVersion", "Metadata"];
 /// What nitro-cli does not have.
-const OURS: [&str; 3] = ["Exit", "Engine", "Notes"];
+const OURS: [&str; 4] = ["Exit", "Engine", "Isolation", "Notes"];
 
 /// Prints an array, `[]` for none.
 pub fn run(arguments: &DescribeEnclavesArguments, dialect: Dialect) -> Result<(), Failure> {
@@ -41,8 +41,8 @@ mod tests {
 
     #[test]
     fn metadata_is_shown_on_request_and_our_own_fields_not_to_nitro_clis_users() {
-        let enclave = json!({ "EnclaveName": "a", "ImageName": "i", "Engine": "QEMU", "Stages": [] });
-        assert_eq!(shown(enclave.clone(), false, Dialect::Nitroxide), json!({ "EnclaveName": "a", "Engine": "QEMU" }));
+        let enclave = json!({ "EnclaveName": "a", "ImageName": "i", "Engine": "QEMU", "Isolation": "none", "Stages": [] });
+        assert_eq!(shown(enclave.clone(), false, Dialect::Nitroxide), json!({ "EnclaveName": "a", "Engine": "QEMU", "Isolation": "none" }));
         assert_eq!(shown(enclave, true, Dialect::NitroCli), json!({ "EnclaveName": "a", "ImageName": "i" }));
     }
 }
