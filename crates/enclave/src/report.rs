@@ -137,20 +137,36 @@ impl From<&Measurements> for HexMeasurements {
     }
 }
 
+/// How deeply what metadata say may be nested to be shown. JSON parsers have a limit (`serde_json`: 128 levels), and a description, which wraps the
+/// metadata in more levels than an image does, must stay below it: nobody could describe or end the enclave otherwise.
+const METADATA_LEVELS: usize = 64;
+
 /// The image's metadata as `describe-enclaves --metadata` shows it: the builder's words, Docker's, and the user's own keys beside them.
+///
+/// What is nested more than 64 levels deep is left out.
 #[must_use]
 pub fn metadata_value(metadata: &nitroxide_eif::Metadata) -> Value {
     let mut all = match serde_json::to_value(&metadata.build_metadata) {
         Ok(Value::Object(build)) => build,
         _ => Map::new(),
     };
-    all.insert("DockerInfo".to_owned(), metadata.docker_info.clone());
+    all.insert("DockerInfo".to_owned(), shallow(&metadata.docker_info, METADATA_LEVELS));
     if let Value::Object(custom) = &metadata.custom_metadata {
         for (key, value) in custom {
-            all.entry(key.clone()).or_insert_with(|| value.clone());
+            all.entry(key.clone()).or_insert_with(|| shallow(value, METADATA_LEVELS));
         }
     }
     Value::Object(all)
+}
+
+/// A copy in which a list or object more than `levels` deep is a word about it.
+fn shallow(value: &Value, levels: usize) -> Value {
+    match (value, levels.checked_sub(1)) {
+        (Value::Array(_) | Value::Object(_), None) => Value::String("(nested too deeply to be shown)".to_owned()),
+        (Value::Array(items), Some(left)) => items.iter().map(|item| shallow(item, left)).collect(),
+        (Value::Object(fields), Some(left)) => fields.iter().map(|(key, field)| (key.clone(), shallow(field, left))).collect(),
+        (plain, _) => plain.clone(),
+    }
 }
 
 /// How an enclave ended.
@@ -249,5 +265,30 @@ mod tests {
         assert_eq!(serde_json::to_string(&Flags::DebugMode).unwrap(), "\"DEBUG_MODE\"");
         assert_eq!(serde_json::to_string(&Flags::None).unwrap(), "\"NONE\"");
         assert_eq!(serde_json::to_string(&State::Terminating).unwrap(), "\"TERMINATING\"");
+    }
+
+    /// Metadata whose own text is as deeply nested as the parser of images takes.
+    fn deepest_metadata() -> nitroxide_eif::Metadata {
+        let parse = |depth: usize| {
+            let mut metadata = serde_json::to_string(&nitroxide_eif::Metadata::new("n", "v")).unwrap();
+            metadata = metadata.replace("\"DockerInfo\":null", &format!("\"DockerInfo\":{}{}", "[".repeat(depth), "]".repeat(depth)));
+            serde_json::from_str(&metadata)
+        };
+        (1..1000).map_while(|depth| parse(depth).ok()).last().unwrap()
+    }
+
+    #[test]
+    fn a_description_can_be_read_however_deeply_the_metadata_is_nested() {
+        let shown = metadata_value(&deepest_metadata());
+        let answer = serde_json::json!({ "protocol": 1, "answer": { "description": { "Metadata": shown } } });
+        let read: Value = serde_json::from_slice(&serde_json::to_vec(&answer).unwrap()).unwrap();
+        assert_eq!(read, answer);
+    }
+
+    #[test]
+    fn metadata_of_ordinary_depth_are_shown_whole() {
+        let info = serde_json::json!({ "Config": { "Env": ["A=1"], "Labels": { "a": [[[{ "b": null }]]] } } });
+        let metadata = nitroxide_eif::Metadata { docker_info: info.clone(), ..nitroxide_eif::Metadata::new("n", "v") };
+        assert_eq!(metadata_value(&metadata).get("DockerInfo"), Some(&info));
     }
 }
