@@ -63,8 +63,6 @@ impl Donation {
 /// A running enclave with everything that serves it. Dropping it takes it down.
 #[derive(Debug)]
 pub(crate) struct Enclave {
-    cid: u32,
-    name: String,
     // In the order in which they are to go.
     server: Server,
     console_service: Option<ConsoleService>,
@@ -79,16 +77,6 @@ pub(crate) struct Enclave {
 }
 
 impl Enclave {
-    /// Its CID.
-    pub(crate) fn cid(&self) -> u32 {
-        self.cid
-    }
-
-    /// Its name.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Gives clients time to fetch their last answers.
     pub(crate) fn drain_clients(&self, patience: Duration) {
         self.server.drain(patience);
@@ -110,7 +98,7 @@ impl Drop for Enclave {
     }
 }
 
-/// Brings an enclave up.
+/// Brings an enclave up and tells the owner that it runs.
 ///
 /// # Errors
 ///
@@ -169,9 +157,8 @@ pub(crate) fn bring_up(process: &Arc<Process>, donation: Donation) -> Result<Enc
         None => console.end(),
     }
     let vm = Arc::new(vm);
+    let started = FromProcess::Started { cid: cid.cid, name: name.name.clone() };
     let mut enclave = Enclave {
-        cid: cid.cid,
-        name: name.name.clone(),
         server,
         console_service,
         end: None,
@@ -183,6 +170,8 @@ pub(crate) fn bring_up(process: &Arc<Process>, donation: Donation) -> Result<Enc
     };
     process.reach(Stage::Running);
     process.life.runs(vm.stopper());
+    // Before anybody can tell of the end, which may have come already: the owner takes `Started` first.
+    process.tell(&started);
     let watched = Arc::clone(process);
     let end = spawn("vm-end", move || {
         let report = vm.wait();
@@ -371,4 +360,48 @@ fn engine_words(engine: &Engine, vm: &Vm) -> String {
 fn spawn(name: &str, act: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Refused> {
     let started = std::thread::Builder::new().name(name.to_owned()).spawn(act);
     started.map_err(|error| Refused::io("A thread cannot be started", &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+    use crate::packet::{self, WireAccelerator};
+    use crate::stage::Stages;
+
+    #[test]
+    fn an_enclave_that_ends_at_once_is_told_to_run_before_it_is_told_to_have_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::open(&dir.path().join("world")).unwrap();
+        let slot = world.claim_slot().unwrap();
+        let spec = StartSpec {
+            slot_uid: slot.slot_uid,
+            cid: None,
+            debug: false,
+            vcpus: 1,
+            cpus: vec![1],
+            name: "test".to_owned(),
+            creator_pid: std::process::id(),
+            memory: MemoryMode::Private,
+            engine: EngineChoice::None,
+            accelerator: WireAccelerator::Tcg,
+            virtio_by_command_line: false,
+            world_path: world.path().display().to_string(),
+            stages: Vec::new(),
+        };
+        let descriptors = vec![world.as_fd().try_clone_to_owned().unwrap(), slot.claim.hand_over().unwrap()];
+        let donation = Donation::new(spec, &[], &[], descriptors).unwrap();
+        let (owner, ears) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let process = Arc::new(Process { owner, stages: Arc::<Stages>::default(), life: Arc::default() });
+
+        let enclave = bring_up(&process, donation).unwrap();
+        process.life.request_stop();
+        drop(enclave);
+
+        drop(process);
+        let told: Vec<FromProcess> = std::iter::from_fn(|| packet::receive(&ears).unwrap()).map(|(packet, _)| packet).collect();
+        let news: Vec<&FromProcess> = told.iter().filter(|packet| !matches!(packet, FromProcess::Stage(_))).collect();
+        assert!(matches!(news[..], [FromProcess::Started { .. }, FromProcess::Ended(_)]), "{news:?}");
+    }
 }

@@ -106,8 +106,6 @@ pub fn run_process() -> Result<(), ProcessError> {
             return Ok(());
         }
     };
-    process.tell(&FromProcess::Started { cid: enclave.cid(), name: enclave.name().to_owned() });
-
     process.life.wait_for_owner_s_leave();
     // The owner's leave stops the VM.
     if process.life.wait_for_end(END_GRACE).is_none() {
