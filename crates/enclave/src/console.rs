@@ -78,6 +78,12 @@ impl Console {
         self.lock().panic.feed(b"")
     }
 
+    /// Where the output stands now: the position of the next byte.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.lock().total
+    }
+
     /// Waits up to `patience` for output at `position` or its end, and returns up to `limit` bytes of it.
     #[must_use]
     pub fn read(&self, position: u64, limit: usize, patience: Duration) -> Piece {

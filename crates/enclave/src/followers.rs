@@ -35,9 +35,12 @@ pub(crate) fn copy(
     until_end: bool,
     mut write: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
+    // Without following, a guest that prints faster than its reader reads would keep the reader for ever.
+    let goal = if until_end { u64::MAX } else { console.position() };
     let mut position = 0;
-    loop {
-        let piece = console.read(position, PIECE_BYTES, if until_end { LOOK } else { Duration::ZERO });
+    while position < goal {
+        let limit = usize::try_from(goal - position).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
+        let piece = console.read(position, limit, if until_end { LOOK } else { Duration::ZERO });
         position = piece.next_position();
         if !piece.bytes.is_empty() {
             write(&piece.bytes)?;
@@ -50,6 +53,7 @@ pub(crate) fn copy(
             return Ok(());
         }
     }
+    Ok(())
 }
 
 /// Whether the other end of a connection is gone.
@@ -137,6 +141,21 @@ mod tests {
         copy(&console, &server, false, |bytes| {
             copied.extend_from_slice(bytes);
             Ok(())
+        })
+        .unwrap();
+        assert_eq!(copied, b"now");
+    }
+
+    #[test]
+    fn without_following_a_guest_that_goes_on_printing_does_not_keep_its_reader() {
+        let console = Console::default();
+        console.push(b"now");
+        let (server, _client) = UnixStream::pair().unwrap();
+        let mut copied = Vec::new();
+        copy(&console, &server, false, |bytes| {
+            copied.extend_from_slice(bytes);
+            console.push(b"more"); // Faster than the reader, always.
+            if copied.len() > 1000 { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
         })
         .unwrap();
         assert_eq!(copied, b"now");
