@@ -363,6 +363,27 @@ fn hostile_control_clients_cost_little_and_block_nobody() {
 }
 
 #[test]
+fn an_enclave_for_which_many_wait_can_still_be_ended() {
+    let place = Place::new(2 * MIB, |_| {});
+    let mut slot = place.slot();
+    let uid = slot.uid().0;
+    let (ended, news) = notifier();
+    slot.start(&request(), ended).unwrap();
+    let follow = || control::logs(&place.world, uid, true);
+    let followers: Vec<_> = std::iter::from_fn(|| follow().ok()).take(1000).collect();
+    assert!(matches!(follow(), Err(ControlError::Refused(_))));
+
+    std::thread::scope(|scope| {
+        let terminating = scope.spawn(|| control::terminate(&place.world, uid).map(|report| report.reason));
+        let told = news.recv_timeout(GONE);
+        drop(slot);
+        assert_eq!(terminating.join().unwrap().unwrap(), EndReason::Stopped);
+        told.unwrap();
+    });
+    drop(followers);
+}
+
+#[test]
 fn a_program_that_cannot_be_started_is_a_refusal_with_a_reason() {
     let place = Place::new(2 * MIB, |options: &mut LaunchOptions| options.program.path = Some("/nonexistent/program".into()));
     let mut slot = place.slot();

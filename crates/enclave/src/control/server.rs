@@ -21,7 +21,7 @@ use crate::report::{Description, EndReport};
 /// How many connections are served at a time.
 const MOST_CONNECTIONS: usize = 64;
 
-/// How many of those may wait or follow.
+/// How many of those may wait or follow. One that ends the enclave may always, as they all have their answer then.
 const MOST_LONG: usize = 48;
 
 /// How long a client may take to send its request.
@@ -141,8 +141,9 @@ impl Drop for Place {
 struct LongPlace<'s>(&'s AtomicUsize);
 
 impl<'s> LongPlace<'s> {
-    fn take(count: &'s AtomicUsize) -> Option<Self> {
-        let more = |long| (long < MOST_LONG).then_some(long + 1);
+    fn take(count: &'s AtomicUsize, command: Command) -> Option<Self> {
+        let most = if command == Command::Terminate { MOST_CONNECTIONS } else { MOST_LONG };
+        let more = |long| (long < most).then_some(long + 1);
         count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Self(count))
     }
 }
@@ -186,7 +187,7 @@ fn serve(mut stream: UnixStream, place: Place, controlled: &dyn Controlled) -> i
     }
     let shared = Arc::clone(&place.0);
     let _long = if request.command.is_long() {
-        match LongPlace::take(&shared.long) {
+        match LongPlace::take(&shared.long, request.command) {
             Some(long) => Some(long),
             None => {
                 return fail(&mut stream, Failure::Busy, "Too many clients wait for this enclave or follow its console; end some of them.");
