@@ -162,6 +162,11 @@ impl Connection {
         self.phase
     }
 
+    /// Whether the guest asked for it or has been asked.
+    pub fn is_known_to_guest(&self) -> bool {
+        !self.owes_request
+    }
+
     /// The host's stream, while anything may still move on it.
     pub fn stream(&self) -> Option<&UnixStream> {
         self.stream.as_ref()

@@ -62,7 +62,7 @@ impl Device {
             None => {}
             Some(Entry::Handshake(_)) => self.handshake(token),
             Some(Entry::Connection(connection)) if hung_up && matches!(connection.phase(), Phase::Requested { .. }) => {
-                self.reset(token); // nobody waits for the guest's answer any more
+                self.withdraw(token); // nobody waits for the guest's answer any more
             }
             Some(Entry::Connection(_)) => {
                 if let Some(connection) = self.table.connection_mut(token) {
@@ -238,7 +238,7 @@ impl Device {
             match self.table.connection(token).map(Connection::phase) {
                 Some(Phase::Requested { .. }) => {
                     self.statistics.refused += 1;
-                    self.reset(token);
+                    self.withdraw(token);
                 }
                 // A guest that does not confirm an end has been told all; it is forgotten without a word, so that a program there can still
                 // read what came before.

@@ -214,6 +214,16 @@ impl Device {
         self.table.remove(token);
     }
 
+    /// Ends a connection of the host that the guest has not accepted. A guest that was not even asked hears nothing: it could refuse to take
+    /// buffers, and each program that tries and gives up would leave a reset behind.
+    fn withdraw(&mut self, token: Token) {
+        if self.table.connection(token).is_some_and(Connection::is_known_to_guest) {
+            self.reset(token);
+        } else {
+            self.table.remove(token);
+        }
+    }
+
     fn push_reset(&mut self, header: Header) {
         self.statistics.resets += 1;
         self.resets.push_back(header);

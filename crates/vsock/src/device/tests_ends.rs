@@ -207,3 +207,25 @@ fn stopping_closes_every_stream() {
     assert!(is_at_end(&mut host));
     assert_eq!(driver.device.statistics().connections, 0);
 }
+
+#[test]
+fn programs_that_give_up_before_the_guest_was_asked_leave_nothing_behind() {
+    let mut driver = Driver::new();
+    driver.run();
+    // The guest gives no buffers, so it hears of none of them.
+    for port in 1..=10 {
+        let (host, ours) = UnixStream::pair().unwrap();
+        driver.device.connect(ours, (3, 0), port).unwrap();
+        driver.run();
+        drop(host);
+        driver.run();
+    }
+    let (_host, ours) = UnixStream::pair().unwrap();
+    driver.device.connect(ours, (3, 0), 11).unwrap();
+    driver.device.expire(Instant::now() + limits::REQUEST_TIMEOUT + Duration::from_secs(1));
+    assert_eq!((driver.device.statistics().connections, driver.device.statistics().resets), (0, 0));
+
+    driver.post_pages(16);
+    driver.run();
+    assert_eq!(driver.received(), []);
+}
