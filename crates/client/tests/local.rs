@@ -33,7 +33,7 @@ fn place_with(change: impl FnOnce(&mut LocalOptions)) -> Place {
 
 fn device_in(world: &World, change: impl FnOnce(&mut LocalOptions)) -> (Device, NullLauncher, Arc<LocalMemory>) {
     let launcher = NullLauncher::default();
-    let mut options = LocalOptions { world: Some(world.clone()), reply_timeout: Duration::from_millis(100), ..LocalOptions::default() };
+    let mut options = LocalOptions { world: Some(world.clone()), reply_timeout: PATIENCE, ..LocalOptions::default() };
     change(&mut options);
     let mut memory = None;
     let device = Device::local_with(&options, |parent| {
@@ -50,6 +50,15 @@ fn place() -> Place {
 fn faulty(faults: &str) -> Place {
     let faults: Faults = faults.parse().expect("tests write valid rules");
     place_with(|options| options.faults = faults)
+}
+
+/// A device whose replies are given up soon: for tests in which one never comes. Long enough that a loaded machine's own ones do.
+fn impatient(faults: &str) -> Place {
+    let faults: Faults = faults.parse().expect("tests write valid rules");
+    place_with(|options| {
+        options.faults = faults;
+        options.reply_timeout = Duration::from_millis(1500);
+    })
 }
 
 impl Place {
@@ -270,7 +279,7 @@ fn launcher_that_refuses_a_cid_in_use_says_so() {
 #[test]
 fn lost_replies_end_as_timeouts_and_leave_nothing_behind() {
     for rule in ["alloc@1=lost", "add-mem@1=lost", "add-vcpu@1=lost", "start@1=lost", "stop@1=lost", "free@1=lost", "info=lost"] {
-        let place = faulty(rule);
+        let place = impatient(rule);
         let first = place.device.create_enclave();
         if rule.starts_with("alloc") {
             assert_eq!(first.unwrap_err().code(), Some(Code::ETIMEDOUT), "{rule}");
@@ -301,11 +310,11 @@ fn lost_replies_end_as_timeouts_and_leave_nothing_behind() {
 
 #[test]
 fn late_replies_are_waited_for_within_the_time_limit_and_not_believed_after_it() {
-    let place = faulty("start@1=delay:30ms add-vcpu@1=delay:300ms");
+    let place = impatient("start@1=delay:30ms add-vcpu@1=delay:4s");
     let mut enclave = place.device.create_enclave().unwrap();
     enclave.add_memory(place.device.allocate_memory(64 * MIB).unwrap()).unwrap();
     assert_eq!(enclave.add_vcpu(None).unwrap_err().code(), Some(Code::ETIMEDOUT));
-    // Its late reply, 200 ms from now, is nobody's.
+    // Its late reply, seconds from now, is nobody's.
     assert_eq!(enclave.add_vcpu(Some(CpuId(9))).unwrap(), CpuId(9));
     assert_eq!(enclave.start(None, false).unwrap_err().code(), Some(Code::FULL_CORES_NOT_USED));
     drop(enclave);
@@ -351,12 +360,29 @@ fn spurious_event_wakes_nobody_and_a_lost_one_is_made_up_for_by_the_next() {
 
 #[test]
 fn w2_state_that_cannot_be_read_after_an_event_is_asked_for_again() {
-    let place = faulty("info@1=-EIO info@2=lost");
+    let place = impatient("info@1=-EIO info@2=lost");
     let mut enclave = place.running();
     assert!(place.launcher.end(enclave.slot_uid()));
     assert!(!enclave.has_ended().unwrap());
     assert_eq!(enclave.add_vcpu(None).unwrap_err().code(), Some(Code::NOT_IN_INIT_STATE));
     assert!(enclave.wait_timeout(PATIENCE).unwrap());
+}
+
+#[test]
+fn an_end_during_start_is_seen_although_the_first_question_about_it_fails() {
+    let place = faulty("start@1=delay:300ms info@1=-EIO info@2=-EIO");
+    let mut enclave = place.ready();
+    let uid = enclave.slot_uid();
+    thread::scope(|scope| {
+        let starting = scope.spawn(|| enclave.start(None, false).map(|_| enclave));
+        while place.launcher.running() == 0 {
+            thread::yield_now();
+        }
+        // The event comes while the call is under way, so the call looks at it when it is done.
+        assert!(place.launcher.end(uid));
+        let enclave = starting.join().unwrap().unwrap();
+        assert!(enclave.wait_timeout(Duration::from_secs(20)).unwrap());
+    });
 }
 
 #[test]

@@ -69,7 +69,8 @@ impl Enclave {
     }
 
     pub(crate) fn summary(&self) -> Summary {
-        self.shared.lock().core.summary()
+        // As after every call: an event that came while this held the lock was left to us.
+        self.act(|core, _| core.summary())
     }
 
     pub(crate) fn home(&self) -> &Arc<Home> {
@@ -112,7 +113,9 @@ impl Enclave {
     fn act<T>(&self, act: impl FnOnce(&mut Core, &mut Link<'_>) -> T) -> T {
         let inner = &self.home.inner;
         let result = self.shared.with(|core| act(core, &mut Link(inner)));
-        self.shared.look(inner);
+        if self.shared.look(inner) {
+            inner.bell.wake(); // the watching thread asks again until it is known
+        }
         result
     }
 }
