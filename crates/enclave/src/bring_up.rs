@@ -105,7 +105,7 @@ impl Drop for Enclave {
 /// Why it is not started; nothing of it is left then.
 pub(crate) fn bring_up(process: &Arc<Process>, donation: Donation) -> Result<Enclave, Refused> {
     let Donation { spec, memory, world, slot_claim } = donation;
-    let engine = find_engine(&spec);
+    let engine = EngineSearch::begin(&spec);
     let world = World::from_fd(world, Path::new(&spec.world_path)).map_err(|error| Refused::new(Errno::IO, &error))?;
     let cid = world.claim_cid(spec.cid)?;
     let name = world.claim_name(&spec.name)?;
@@ -113,7 +113,7 @@ pub(crate) fn bring_up(process: &Arc<Process>, donation: Donation) -> Result<Enc
 
     let measured = Arc::new(Measured::default());
     let (memory, image) = prepare_image(process, &spec, memory, &measured)?;
-    let engine = wait_for_engine(engine)?;
+    let engine = engine.found()?;
 
     let console = Arc::new(Console::default());
     let application = Arc::<ApplicationExitCell>::default();
@@ -186,24 +186,39 @@ pub(crate) fn bring_up(process: &Arc<Process>, donation: Donation) -> Result<Enc
     Ok(enclave)
 }
 
-/// Begins to look for the engine, which takes as long as running a program does.
-fn find_engine(spec: &StartSpec) -> Option<JoinHandle<Result<Engine, DiscoverError>>> {
-    let discovery = match &spec.engine {
-        EngineChoice::None => return None,
-        EngineChoice::Qemu(Some(path)) => Discovery { chosen: Some(path.clone()), ..Discovery::default() },
-        EngineChoice::Qemu(None) | EngineChoice::Auto => Discovery::default(),
-    };
-    if !matches!(Accelerator::from(spec.accelerator), Accelerator::Tcg) {
-        // Remembered for the launch; finding out a KVM that does not work takes half a second.
-        std::thread::spawn(|| drop(Engine::kvm()));
+/// The engine being looked for, which takes as long as running a program does. Dropping it waits: the emulator that is being asked is a
+/// process of ours, and is not to be left behind by a start that was refused meanwhile.
+#[derive(Debug)]
+struct EngineSearch(Option<JoinHandle<Result<Engine, DiscoverError>>>);
+
+impl EngineSearch {
+    /// Begins.
+    fn begin(spec: &StartSpec) -> Self {
+        let discovery = match &spec.engine {
+            EngineChoice::None => return Self(None),
+            EngineChoice::Qemu(Some(path)) => Discovery { chosen: Some(path.clone()), ..Discovery::default() },
+            EngineChoice::Qemu(None) | EngineChoice::Auto => Discovery::default(),
+        };
+        if !matches!(Accelerator::from(spec.accelerator), Accelerator::Tcg) {
+            // Remembered for the launch; finding out a KVM that does not work takes half a second.
+            std::thread::spawn(|| drop(Engine::kvm()));
+        }
+        Self(Some(std::thread::spawn(move || Engine::discover(&discovery))))
     }
-    Some(std::thread::spawn(move || Engine::discover(&discovery)))
+
+    /// Waits for it.
+    fn found(mut self) -> Result<Engine, Refused> {
+        let Some(thread) = self.0.take() else { return Ok(Engine::none()) };
+        let panicked = |_| Refused { errno: Errno::IO.raw_os_error(), message: "Looking for QEMU failed unexpectedly.".to_owned() };
+        Ok(thread.join().map_err(panicked)??)
+    }
 }
 
-fn wait_for_engine(thread: Option<JoinHandle<Result<Engine, DiscoverError>>>) -> Result<Engine, Refused> {
-    let Some(thread) = thread else { return Ok(Engine::none()) };
-    let panicked = |_| Refused { errno: Errno::IO.raw_os_error(), message: "Looking for QEMU failed unexpectedly.".to_owned() };
-    Ok(thread.join().map_err(panicked)??)
+impl Drop for EngineSearch {
+    fn drop(&mut self) {
+        // What it found no longer matters.
+        let _ = self.0.take().map(JoinHandle::join);
+    }
 }
 
 /// Copies the image out of the memory, checks it, and makes the memory ready for a VM. Without an engine there is nothing to do.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nitroxide_device::{DeviceCode, MemoryRun};
 use nitroxide_engine::FileRange;
-use rustix::fs::ftruncate;
+use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate};
 
 use crate::memory::{LinearMemory, copy_range, sealable_memory};
 use crate::options::{MemoryMode, ParentMemory};
@@ -55,7 +55,9 @@ impl SlotMemory {
         let mut at = begin;
         for piece in pieces {
             if let Err(error) = copy_range(piece, &file, at) {
-                let _ = ftruncate(&file, begin); // Nothing of the run is kept.
+                // Nothing of the run is kept: what comes here next may have holes. After a start that failed the file cannot shrink any more.
+                let _ = fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, begin, size);
+                let _ = ftruncate(&file, begin);
                 return Err(error);
             }
             at += piece.size;
@@ -66,6 +68,10 @@ impl SlotMemory {
 
     /// Sends everything to an enclave process.
     pub(crate) fn send(&self, socket: impl AsFd) -> io::Result<()> {
+        if let Some((file, _)) = &self.copy {
+            // Whoever gets it maps it, and would die of SIGBUS if another did shrink it.
+            fcntl_add_seals(file, SealFlags::SHRINK)?;
+        }
         let memory = LinearMemory::new(self.ranges.iter().cloned())?;
         let mut numbers: HashMap<*const OwnedFd, usize> = HashMap::new();
         let mut files: Vec<BorrowedFd<'_>> = Vec::new();
@@ -84,5 +90,44 @@ impl SlotMemory {
             packet::send(&socket, &ToProcess::Ranges(some.to_vec()), &[])?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nitroxide_abi::Gpa;
+    use rustix::fs::fcntl_get_seals;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    /// A parent with one file, in which addresses are offsets.
+    struct Parent(Arc<OwnedFd>);
+
+    impl ParentMemory for Parent {
+        fn resolve(&self, run: MemoryRun) -> Option<Vec<FileRange>> {
+            Some(vec![FileRange { file: Arc::clone(&self.0), offset: run.gpa.0, size: run.size }])
+        }
+    }
+
+    #[test]
+    fn a_copy_that_was_sent_cannot_shrink_and_takes_more_memory_all_the_same() {
+        let parent = Parent(Arc::new(sealable_memory("parent").unwrap()));
+        ftruncate(&parent.0, 2 << 20).unwrap();
+        crate::memory::write_all_at(&parent.0, b"content", 4096).unwrap();
+        let mut memory = SlotMemory::default();
+        let run = MemoryRun { gpa: Gpa(0), size: 1 << 20 };
+        memory.add(&parent, MemoryMode::Copied, run).unwrap();
+        let (ours, _theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+
+        memory.send(&ours).unwrap();
+
+        let file = Arc::clone(&memory.ranges[0].file);
+        assert!(fcntl_get_seals(&file).unwrap().contains(SealFlags::SHRINK));
+        assert!(ftruncate(&file, 0).is_err());
+        memory.add(&parent, MemoryMode::Copied, run).unwrap();
+        let mut copied = [0; 7];
+        crate::memory::read_all_at(&file, &mut copied, (1 << 20) + 4096).unwrap();
+        assert_eq!(&copied, b"content");
     }
 }
