@@ -8,7 +8,8 @@ use std::{
     io::{self, BufRead, BufReader, Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     process::ExitCode,
-    time::Instant,
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use nitroxide_client::DeviceKind;
@@ -127,16 +128,47 @@ fn bring_up(order: &Order, socket: &UnixStream) -> Result<Running, Failure> {
             say("Waiting for the enclave to boot");
             wait_for_heartbeat(running, &heartbeat, request, socket)
         }
-        _ => Ok(running),
+        Some(heartbeat) => {
+            drop(answer_behind(heartbeat, running.started.enclave_cid, patience(request)));
+            Ok(running)
+        }
+        None => Ok(running),
     }
 }
 
-fn wait_for_heartbeat(running: Running, heartbeat: &Heartbeat, request: &LaunchRequest, socket: &UnixStream) -> Result<Running, Failure> {
+/// How long the enclave may take to boot.
+fn patience(request: &LaunchRequest) -> Duration {
     let image_bytes = std::fs::metadata(&request.image).map_or(0, |metadata| metadata.len());
-    let patience = heartbeat::patience(image_bytes, request.memory_mib);
+    heartbeat::patience(image_bytes, request.memory_mib)
+}
+
+/// Answers the heartbeat of the enclave with `cid` while nobody waits for it; lets go of the port then, or after `patience`, since others need it.
+fn answer_behind(heartbeat: Heartbeat, cid: u32, patience: Duration) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let begin = Instant::now();
+        loop {
+            let mut events = [PollFd::new(&heartbeat, PollFlags::IN)];
+            let Some(left) = patience.checked_sub(begin.elapsed()) else { return };
+            match poll(&mut events, Timespec::try_from(left).ok().as_ref()) {
+                Ok(0) => return,
+                // A connection that is no heartbeat is passed over.
+                Ok(_) if heartbeat.answer(cid).unwrap_or(false) => return,
+                _ => {}
+            }
+        }
+    })
+}
+
+fn wait_for_heartbeat(running: Running, heartbeat: &Heartbeat, request: &LaunchRequest, socket: &UnixStream) -> Result<Running, Failure> {
+    let patience = patience(request);
     let begin = Instant::now();
     loop {
         let left = patience.saturating_sub(begin.elapsed());
+        // Looked at here and not only when nothing comes: an enclave that connects again and again without a heartbeat has booted no more.
+        if left.is_zero() {
+            return Err(Failure::new(ErrorCode::BOOT, format!("The enclave has not sent its heartbeat within {} s", patience.as_secs()))
+                .help("`nitroxide run` shows its console. With --no-wait an enclave is left running without a heartbeat."));
+        }
         let mut events = [
             PollFd::new(heartbeat, PollFlags::IN),
             PollFd::from_borrowed_fd(running.enclave.poll_fd(), PollFlags::IN),
@@ -145,14 +177,7 @@ fn wait_for_heartbeat(running: Running, heartbeat: &Heartbeat, request: &LaunchR
         ];
         let timeout = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(left.subsec_nanos()) };
         match poll(&mut events, Some(&timeout)) {
-            Ok(0) => {
-                return Err(Failure::new(
-                    ErrorCode::BOOT,
-                    format!("The enclave has not sent its heartbeat within {} s", patience.as_secs()),
-                )
-                .help("`nitroxide run` shows its console. With --no-wait an enclave is left running without a heartbeat."));
-            }
-            Err(rustix::io::Errno::INTR) => continue,
+            Ok(0) | Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(Failure::new(ErrorCode::EVENT_WAIT, "Waiting for the enclave failed").because(error)),
             Ok(_) => {}
         }
@@ -239,4 +264,35 @@ fn receive<T: for<'de> Deserialize<'de>>(lines: &mut impl BufRead) -> io::Result
     let mut line = Vec::new();
     lines.take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
     if line.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&line)?)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nitroxide_world::{Endpoint, VsockAddress, World};
+
+    #[test]
+    fn a_heartbeat_nobody_waits_for_is_answered_and_its_port_is_free_again_then() {
+        let directory = tempfile::tempdir().unwrap();
+        let world = World::open(&directory.path().join("world")).unwrap();
+        let place = Endpoint::Heartbeat(1);
+        let answering = answer_behind(Heartbeat::Local(world.bind(place).unwrap()), 16, Duration::from_secs(600));
+        let connect = || world.connect(place, Some(VsockAddress { cid: 16, port: 1 })).unwrap();
+        connect().write_all(b"?").unwrap();
+        let mut guest = connect();
+        guest.write_all(&[0xB7]).unwrap();
+        let mut answer = [0];
+        guest.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, [0xB7]);
+        answering.join().unwrap();
+        drop(world.bind(place).unwrap());
+    }
+
+    #[test]
+    fn a_heartbeat_that_never_comes_is_not_waited_for_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let world = World::open(&directory.path().join("world")).unwrap();
+        let listener = world.bind(Endpoint::Heartbeat(1)).unwrap();
+        answer_behind(Heartbeat::Local(listener), 16, Duration::from_millis(20)).join().unwrap();
+    }
 }
