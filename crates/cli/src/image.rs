@@ -1,6 +1,11 @@
 //! Opening an image for a command: the file, its structure, and what to say when either is wrong.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{
+    fs::{File, OpenOptions},
+    io::Read,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
 
 use nitroxide_eif::{Image, ReadError, ReadErrorKind};
 
@@ -12,10 +17,11 @@ pub fn open(path: &Path) -> Result<Image<File>, Failure> {
     Image::open(file).map_err(|error| read_failure(path, error))
 }
 
-/// Opens a regular file for reading.
+/// Opens a regular file for reading. Does not wait where there is a pipe without a writer in its place.
 pub fn open_file(path: &Path) -> Result<File, Failure> {
     let failure = |error: std::io::Error| Failure::new(ErrorCode::FILE_OPERATION, format!("Cannot open {}", path.display())).because(error);
-    let file = File::open(path).map_err(failure)?;
+    // Without effect on a regular file, and nothing else is returned.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failure)?;
     if !file.metadata().map_err(failure)?.is_file() {
         return Err(Failure::new(ErrorCode::FILE_OPERATION, format!("{} is not a file", path.display())));
     }
