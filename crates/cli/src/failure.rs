@@ -2,7 +2,11 @@
 //!
 //! Every command returns a [`Failure`]; [`report`] prints it on standard error as a miette report. The code is also the exit status.
 
-use std::{error::Error, fmt, io::Write};
+use std::{
+    error::Error,
+    fmt,
+    io::{IsTerminal, Write},
+};
 
 use miette::Diagnostic;
 
@@ -50,7 +54,10 @@ impl Failure {
             texts.push(error.to_string());
             cause = error.source();
         }
-        (!texts.is_empty()).then(|| texts.join(": "))
+        let last = texts.pop()?;
+        // A sentence that goes on has no full stop.
+        let before = texts.iter().map(|text| format!("{}: ", text.trim_end_matches('.')));
+        Some(before.chain([last]).collect())
     }
 
     /// Message and causes in one line.
@@ -88,6 +95,10 @@ impl Diagnostic for Failure {
 
 /// Prints a failure on standard error.
 pub fn report(failure: Failure) {
+    // Lines are broken only for the eyes, and never inside a path: who searches or copies a message wants it whole.
+    let wraps = std::io::stderr().is_terminal();
+    // Fails only for a second report, which then looks like the first.
+    let _ = miette::set_hook(Box::new(move |_| Box::new(miette::MietteHandlerOpts::new().wrap_lines(wraps).break_words(false).build())));
     let report = miette::Report::new(failure);
     // Nobody is left to tell when standard error is closed.
     let _ = write!(std::io::stderr().lock(), "{report:?}");
