@@ -2,10 +2,10 @@
 //!
 //! Used by `run` (in its own process) and by the background owner of `run-enclave`. The order is nitro-cli's (docs/cli.md, "What a start does").
 
-use std::{fs::File, path::PathBuf};
+use std::path::PathBuf;
 
 use nitroxide_abi::{Cid, Code, CpuId};
-use nitroxide_client::{Device, DeviceChoice, DeviceKind as Kind, Enclave, LocalOptions, StartError};
+use nitroxide_client::{Device, DeviceChoice, DeviceKind as Kind, Enclave, LocalOptions, OpenError, StartError};
 use nitroxide_enclave::{EngineChoice, LaunchOptions, report::EndReport};
 use nitroxide_engine::{Accelerator, VirtioDiscovery};
 use nitroxide_world::enclave_id;
@@ -17,6 +17,7 @@ use crate::{
     failure::Failure,
     image,
     request::{Cpus, LaunchRequest},
+    world,
 };
 
 /// The real device.
@@ -71,11 +72,15 @@ pub struct Running {
 
 /// Opens the device and sets an enclave up. `say` is told what is going on.
 pub fn prepare(request: &LaunchRequest, say: &mut dyn FnMut(&str)) -> Result<Prepared, Failure> {
-    let device = Device::open(choice(request)).map_err(|error| {
-        Failure::new(ErrorCode::FILE_OPERATION, "No device for enclaves can be opened")
+    let device = Device::open(choice(request)).map_err(|error| match error {
+        OpenError::World(error) => world::unusable(error),
+        error => Failure::new(ErrorCode::FILE_OPERATION, "No device for enclaves can be opened")
             .because(error)
-            .help("`nitroxide doctor` says what this machine can do.")
+            .help("`nitroxide doctor` says what this machine can do."),
     })?;
+    if device.kind() == Kind::Local {
+        check_memory(request.memory_mib, machine_memory_mib())?;
+    }
     let mut enclave = device.create_enclave().map_err(|error| refused("The driver did not create an enclave", error.code(), error))?;
 
     say("Loading the image");
@@ -84,10 +89,10 @@ pub fn prepare(request: &LaunchRequest, say: &mut dyn FnMut(&str)) -> Result<Pre
         Failure::new(ErrorCode::INSUFFICIENT_MEMORY_AVAILABLE, format!("{} MiB of memory are not to be had", request.memory_mib))
             .because(error)
     })?;
-    let mut file = image::open_file(&request.image)?;
-    let size = size(&file, request)?;
+    let image = image::open(&request.image)?;
+    // Bytes behind the image do not belong to it; the request was only checked for the image itself.
     memory
-        .write_image(&mut file, size)
+        .write_image(&mut image.source(), image.end())
         .map_err(|error| Failure::new(ErrorCode::FILE_OPERATION, format!("Cannot load {}", request.image.display())).because(error))?;
     let memory_mib = memory.size() >> 20;
     enclave.add_memory(memory).map_err(|error| refused("The driver did not take the enclave's memory", error.code(), error))?;
@@ -163,11 +168,21 @@ fn choice(request: &LaunchRequest) -> DeviceChoice {
     }
 }
 
-fn size(file: &File, request: &LaunchRequest) -> Result<u64, Failure> {
-    let metadata = file.metadata();
-    metadata
-        .map(|metadata| metadata.len())
-        .map_err(|error| Failure::new(ErrorCode::FILE_OPERATION, format!("Cannot read {}", request.image.display())).because(error))
+/// Memory is only taken when the guest touches it, so the system promises any amount; a guest that believes in it is killed, or kills.
+fn check_memory(wanted_mib: u64, machine_mib: u64) -> Result<(), Failure> {
+    if wanted_mib <= machine_mib {
+        return Ok(());
+    }
+    Err(Failure::new(
+        ErrorCode::INSUFFICIENT_MEMORY_AVAILABLE,
+        format!("{wanted_mib} MiB of memory are not to be had: this machine has {machine_mib} MiB, swap included"),
+    )
+    .help("Ask for less with --memory."))
+}
+
+fn machine_memory_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_add(info.totalswap).saturating_mul(u64::from(info.mem_unit)) >> 20
 }
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -202,14 +217,26 @@ fn start_refused(request: &LaunchRequest, error: StartError) -> Failure {
         let cid = request.cid.map_or_else(|| "The enclave's CID".to_owned(), |cid| format!("CID {cid}"));
         return refused(&format!("{cid} is in use"), code, error).help("Leave --enclave-cid out to get one that is free.");
     }
-    // A local device knows more than a code can say: what the process that was to run the enclave found wrong.
-    match (error.detail().is_some(), code) {
-        (true, Some(Code::EINVAL)) => {
-            Failure::new(ErrorCode::EIF_PARSING, format!("{} cannot be booted", request.image.display())).because(error)
+    // A local device knows more than a code can say: what the process that was to run the enclave found wrong. The code's own meaning is left out then.
+    match (error.detail().map(str::to_owned), code) {
+        (Some(detail), Some(Code::EINVAL)) => {
+            Failure::new(ErrorCode::EIF_PARSING, format!("{} cannot be booted", request.image.display())).because(detail)
         }
-        (true, _) => Failure::new(ErrorCode::BOOT, "The enclave could not be started")
-            .because(error)
+        (Some(detail), _) => Failure::new(ErrorCode::BOOT, "The enclave could not be started")
+            .because(detail)
             .help("`nitroxide doctor` says what this machine can do."),
-        (false, _) => refused("The driver did not start the enclave", code, error),
+        (None, _) => refused("The driver did not start the enclave", code, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_the_machine_does_not_have_is_refused() {
+        assert!(machine_memory_mib() > 64);
+        assert!(check_memory(1024, 1024).is_ok());
+        assert_eq!(check_memory(1026, 1024).unwrap_err().code(), ErrorCode::INSUFFICIENT_MEMORY_AVAILABLE);
     }
 }
