@@ -26,7 +26,7 @@ pub(crate) struct LocalMachine {
 impl LocalMachine {
     /// A machine with this topology (which is valid) and CPU pool.
     pub(crate) fn new(topology: Topology, pool_text: &str, limits: Limits, world: World) -> Result<Self, PoolError> {
-        let mut cpus = LocalCpus { topology, world, claims: BTreeMap::new() };
+        let mut cpus = LocalCpus { topology, world, claims: BTreeMap::new(), trouble: None };
         let entries = usize::try_from(topology.cpus).unwrap_or(0);
         let mut pool = Pool::new(vec![CpuEntry::default(); entries]);
         pool.write(pool_text.as_bytes(), &mut cpus)?;
@@ -41,6 +41,7 @@ impl LocalMachine {
     pub(crate) fn look_for_foreign_cpus(&self) {
         let mut guard = lock(&self.pool);
         let (pool, cpus) = &mut *guard;
+        cpus.trouble = None;
         let foreign = match cpus.foreign_cores() {
             Ok(foreign) => foreign,
             Err(error) => {
@@ -52,6 +53,11 @@ impl LocalMachine {
         for cpu in members {
             pool.set_foreign(cpu, foreign.contains(&cpus.core_of(cpu)));
         }
+    }
+
+    /// Why a CPU that nobody has could not be claimed since the last look, if that was so: the world's directory is full, say.
+    pub(crate) fn cpu_trouble(&self) -> Option<String> {
+        lock(&self.pool).1.trouble.take()
     }
 }
 
@@ -77,6 +83,8 @@ pub(crate) struct LocalCpus {
     world: World,
     /// The CPUs of this process's enclaves.
     claims: BTreeMap<CpuId, Claim>,
+    /// Why the last claim failed that did not fail because somebody else has the CPU.
+    trouble: Option<String>,
 }
 
 impl LocalCpus {
@@ -116,7 +124,8 @@ impl Cpus for LocalCpus {
             }
             Err(ClaimError::Taken(_)) => false,
             Err(error) => {
-                tracing::warn!(%cpu, %error, "CPU cannot be claimed");
+                tracing::debug!(%cpu, %error, "CPU cannot be claimed");
+                self.trouble = Some(error.to_string());
                 false
             }
         }
