@@ -23,7 +23,7 @@ use crate::console::Console;
 use crate::control::{Controlled, Server};
 use crate::controls::{ConsoleService, Controls};
 use crate::image::{self, ExtractedImage};
-use crate::measured::Measured;
+use crate::measured::{Measured, Promise};
 use crate::memory::LinearMemory;
 use crate::options::{EngineChoice, MemoryMode};
 use crate::packet::{FromProcess, RangeSpec, StartSpec};
@@ -256,7 +256,7 @@ fn prepare_image(
 
 /// Hashes the image while the guest boots.
 fn measure_later(image: &ExtractedImage, measured: &Arc<Measured>) -> Result<(), Refused> {
-    let (image, measured) = (image.clone(), Arc::clone(measured));
+    let (image, measured) = (image.clone(), Promise(Arc::clone(measured)));
     spawn("measure", move || {
         let result = image.measure();
         if let Err(error) = &result {
