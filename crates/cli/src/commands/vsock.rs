@@ -4,7 +4,7 @@
 //! local enclave has is that enclave unless `--device host` says otherwise.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, IsTerminal, Read, Write},
     net::Shutdown,
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
@@ -14,6 +14,7 @@ use std::{
 
 use nitroxide_guest_sys::vsock;
 use nitroxide_world::{Endpoint, VsockAddress};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::{
     arguments::{DeviceKind, VsockCommand},
@@ -113,21 +114,45 @@ fn exchange(stream: OwnedFd, with_input: bool) -> Result<(), Failure> {
     let failure = |what: &str, error: io::Error| Failure::new(ErrorCode::UNUSABLE_CONNECTION, what).because(error);
     // Works for AF_VSOCK as well: only generic socket calls are made on it.
     let stream = UnixStream::from(stream);
+    let mut sent = None;
     if with_input {
-        let input = stream.try_clone().map_err(|error| failure("The connection cannot be duplicated", error))?;
+        let duplicated = |error| failure("The connection cannot be duplicated", error);
+        let input = stream.try_clone().map_err(duplicated)?;
+        let (end, sending) = UnixStream::pair().map_err(duplicated)?;
+        sent = Some(end);
         // Not joined: it may wait for input for ever while the peer has long gone.
         thread::spawn(move || {
             // A peer that has gone shows on the other side.
             let _ = copy(&mut io::stdin().lock(), &mut &input, false);
             let _ = input.shutdown(Shutdown::Write);
+            drop(sending);
         });
     }
     let mut output = io::stdout().lock();
     match copy(&mut &stream, &mut output, true) {
-        Ok(()) => Ok(()),
+        Ok(()) => {}
         // Whoever read our output has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(failure("The connection broke off", error)),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+        Err(error) => return Err(failure("The connection broke off", error)),
+    }
+    // A peer that only has nothing more to say still wants what a file or a pipe holds for it. A person at a terminal has seen its last word.
+    if let Some(sent) = sent
+        && !io::stdin().is_terminal()
+    {
+        wait_for_either_end(&sent, &stream).map_err(|error| failure("The connection cannot be waited for", error))?;
+    }
+    Ok(())
+}
+
+/// Waits until all of the input is sent, or the peer takes no more.
+fn wait_for_either_end(sent: &UnixStream, stream: &UnixStream) -> io::Result<()> {
+    // Nothing is asked for on the stream: only that both directions are closed, or an error, is told.
+    let mut events = [PollFd::new(sent, PollFlags::IN), PollFd::new(stream, PollFlags::empty())];
+    loop {
+        match poll(&mut events, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result.map(drop).map_err(io::Error::from),
+        }
     }
 }
 
