@@ -138,8 +138,7 @@ pub(crate) fn bring_up(process: &Arc<Process>, donation: Donation) -> Result<Enc
         measured: Arc::clone(&measured),
         console: Arc::clone(&console),
     });
-    let server = Server::start(&world, spec.slot_uid, Arc::clone(&controls) as Arc<dyn Controlled>)
-        .map_err(|error| Refused::new(Errno::IO, &error))?;
+    let server = Server::start(&world, spec.slot_uid, Arc::clone(&controls) as Arc<dyn Controlled>)?;
     process.reach(Stage::Served);
 
     if process.life.is_stop_requested() {

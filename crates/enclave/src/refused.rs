@@ -7,6 +7,7 @@ use nitroxide_engine::{DiscoverError, LaunchError};
 use nitroxide_world::{BindError, ClaimError};
 use rustix::io::Errno;
 
+use crate::control::ServeError;
 use crate::image::ImageError;
 
 /// Why an enclave is not started.
@@ -38,6 +39,16 @@ impl From<ClaimError> for Refused {
 impl From<BindError> for Refused {
     fn from(error: BindError) -> Self {
         Self { errno: error.errno(), message: chain(&error) }
+    }
+}
+
+impl From<ServeError> for Refused {
+    fn from(error: ServeError) -> Self {
+        let errno = match &error {
+            ServeError::Bind(source) => source.errno(),
+            ServeError::Thread(source) => Errno::from_io_error(source).unwrap_or(Errno::IO).raw_os_error(),
+        };
+        Self { errno, message: chain(&error) }
     }
 }
 
@@ -77,4 +88,17 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_socket_without_space_is_enospc_as_any_other_of_the_world() {
+        let full = || BindError::NoSpace("world/enclaves/x.sock".into());
+        let refused = Refused::from(ServeError::Bind(full()));
+        assert_eq!((refused.errno, Refused::from(full()).errno), (Errno::NOSPC.raw_os_error(), Errno::NOSPC.raw_os_error()));
+        assert!(refused.message.contains("No space is left"), "{}", refused.message);
+    }
 }
