@@ -67,7 +67,7 @@ impl ProcessSlot {
             let pidfd = pidfd_of(&child);
             Ok((Offspring(Some(child)), socket, pidfd?))
         });
-        let (mut child, socket, pidfd) = spawned.map_err(|error| self.failed("The enclave process cannot be started", &error))?;
+        let (child, socket, pidfd) = spawned.map_err(|error| self.failed("The enclave process cannot be started", &error))?;
         let begun = StageTime { stage: Stage::Spawned, at_ns: monotonic_ns() };
         self.launcher.add_stage(self.claim.slot_uid, begun);
         self.launcher.update_record(self.claim.slot_uid, |record| record.process_id = child.id());
@@ -89,8 +89,8 @@ impl ProcessSlot {
             stopping: Arc::clone(&stopping),
             ended,
         };
-        let reaped = child.take();
-        let watcher = std::thread::Builder::new().name("enclave-watch".to_owned()).spawn(move || watch.run(reaped));
+        // The child goes along as what it is: should there be no thread, it is not left behind.
+        let watcher = std::thread::Builder::new().name("enclave-watch".to_owned()).spawn(move || watch.run(child));
         let watcher = watcher.map_err(|error| self.failed("A thread cannot be started", &error))?;
         self.running = Some(Running { socket, pidfd, stopping, watcher });
         Ok(Cid(cid))
@@ -191,7 +191,7 @@ struct Watch {
 
 impl Watch {
     /// Notes how the enclave ends and takes the process's exit status.
-    fn run(self, child: Option<Child>) {
+    fn run(self, mut child: Offspring) {
         let mut told = false;
         while let Ok(Some((packet, _))) = packet::receive::<FromProcess>(&*self.socket) {
             match packet {
@@ -203,7 +203,7 @@ impl Watch {
                 FromProcess::Started { .. } | FromProcess::Refused { .. } => {}
             }
         }
-        let status = child.map(|mut child| child.wait());
+        let status = child.take().map(|mut child| child.wait());
         if !told {
             let detail = match status {
                 Some(Ok(status)) => format!("The enclave process ended unexpectedly ({status})."),
