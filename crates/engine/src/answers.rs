@@ -2,7 +2,7 @@
 //!
 //! Asking costs some 50 ms, which every launch would pay: each enclave has a process of its own. An answer holds for one state of the
 //! emulator's file (path, inode, size, time of change). The file is a convenience: one that cannot be read, written or understood changes
-//! nothing but the time it takes. Used by `discover`.
+//! nothing but the time it takes. "No filter for its system calls" is not kept for other processes. Used by `discover`.
 
 use std::collections::HashMap;
 use std::fs::Metadata;
@@ -55,6 +55,10 @@ pub(crate) fn recall(key: &Key, file: Option<&Path>) -> Option<Abilities> {
     let answer = read(file?)?.remove(&key.0)?;
     let has = |ability: &str| answer.get(ability).and_then(Value::as_bool);
     let abilities = Abilities { vsock: has("vsock")?, nsm: has("nsm")?, sandbox: has("sandbox")? };
+    // One that could not filter its system calls may have failed for another reason then, and whoever writes the file shall not take the filter away.
+    if !abilities.sandbox {
+        return None;
+    }
     known().get_or_insert_default().insert(key.clone(), abilities);
     Some(abilities)
 }
@@ -62,7 +66,7 @@ pub(crate) fn recall(key: &Key, file: Option<&Path>) -> Option<Abilities> {
 /// Keeps an answer, in this process and, if it can be written, in the file.
 pub(crate) fn remember(key: &Key, abilities: Abilities, file: Option<&Path>) {
     known().get_or_insert_default().insert(key.clone(), abilities);
-    let Some(file) = file else { return };
+    let Some(file) = file.filter(|_| abilities.sandbox) else { return };
     let Abilities { vsock, nsm, sandbox } = abilities;
     // An emulator that was replaced is not asked for again: only the newest answer about a path is kept.
     let mut answers = read(file).unwrap_or_default();
@@ -131,5 +135,19 @@ mod tests {
             assert_eq!(in_file(&changed, &file), None);
         }
         assert_eq!(std::fs::read_dir(file.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_emulator_without_its_filter_is_asked_again_by_every_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let (emulator, file) = (folder.path().join("qemu"), folder.path().join("qemu.json"));
+        std::fs::write(&emulator, "one").unwrap();
+        let key = Key::of(&emulator).unwrap();
+        remember(&key, Abilities { sandbox: false, ..SOME }, Some(&file));
+        assert_eq!(in_file(&key, &file), None);
+
+        let claims = json!({ key.0.clone(): { "vsock": true, "nsm": true, "sandbox": false } });
+        std::fs::write(&file, claims.to_string()).unwrap();
+        assert_eq!(in_file(&key, &file), None);
     }
 }
