@@ -42,7 +42,7 @@ pub fn run(arguments: TerminateArguments, remarks: Remarks) -> Result<(), Failur
 fn terminate(world: &World, slot_uid: u64, remarks: Remarks) -> Result<(), Failure> {
     let enclave_id = nitroxide_world::enclave_id(slot_uid);
     // Only for its name: an enclave that does not describe itself can still be ended.
-    let enclave_name = control::describe(world, slot_uid).ok().map(|description| description.enclave_name);
+    let enclave_name = control::describe_now(world, slot_uid).ok().map(|description| description.enclave_name);
     let progress = remarks.spinner(&format!("Ending {}", enclave_name.as_deref().unwrap_or(&enclave_id)));
     control::terminate(world, slot_uid).map_err(target::failure)?;
     drop(progress);

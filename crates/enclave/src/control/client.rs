@@ -94,7 +94,20 @@ pub fn find(world: &World, selector: &Selector) -> Result<u64, ControlError> {
 ///
 /// [`ControlError`].
 pub fn describe(world: &World, slot_uid: u64) -> Result<Description, ControlError> {
-    match ask(world, slot_uid, Command::Describe { measured: true })?.1 {
+    describe_with(world, slot_uid, true)
+}
+
+/// Describes an enclave as it is now, with measurements only if they are known already.
+///
+/// # Errors
+///
+/// [`ControlError`].
+pub fn describe_now(world: &World, slot_uid: u64) -> Result<Description, ControlError> {
+    describe_with(world, slot_uid, false)
+}
+
+fn describe_with(world: &World, slot_uid: u64, measured: bool) -> Result<Description, ControlError> {
+    match ask(world, slot_uid, Command::Describe { measured })?.1 {
         Answer::Description(description) => Ok(*description),
         _ => Err(ControlError::Protocol),
     }
@@ -107,10 +120,10 @@ pub fn describe(world: &World, slot_uid: u64) -> Result<Description, ControlErro
 ///
 /// [`ControlError`].
 pub fn terminate(world: &World, slot_uid: u64) -> Result<EndReport, ControlError> {
-    let cpus = match ask(world, slot_uid, Command::Describe { measured: false }) {
-        Ok((_, Answer::Description(description))) => description.cpu_ids,
+    let cpus = match describe_now(world, slot_uid) {
+        Ok(description) => description.cpu_ids,
         // An enclave can be ended although its description, which quotes its image, cannot be read. Then its CPUs are not waited for.
-        Ok(_) | Err(ControlError::Protocol) => Vec::new(),
+        Err(ControlError::Protocol) => Vec::new(),
         Err(error) => return Err(error),
     };
     let (mut stream, answer) = ask(world, slot_uid, Command::Terminate)?;

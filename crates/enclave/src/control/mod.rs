@@ -8,6 +8,6 @@ mod frame;
 mod protocol;
 mod server;
 
-pub use client::{ConsoleStream, ControlError, Selector, console, describe, find, list, logs, terminate, wait};
+pub use client::{ConsoleStream, ControlError, Selector, console, describe, describe_now, find, list, logs, terminate, wait};
 pub use protocol::{Answer, Command, Failure, MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, Reply, Request, VERSION};
 pub use server::{Controlled, ServeError, Server};
