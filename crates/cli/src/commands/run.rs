@@ -1,6 +1,7 @@
 //! `run`: an enclave in the foreground. Its console is our standard output, its application's exit status ours, and Ctrl-C ends it.
 
 use std::{
+    os::fd::OwnedFd,
     process::ExitCode,
     sync::mpsc::{self, Sender},
     thread,
@@ -10,6 +11,7 @@ use std::{
 use nitroxide_client::DeviceKind as Kind;
 use nitroxide_enclave::{control, report::EndReport};
 use nitroxide_guest_sys::signals::Signals;
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::{
@@ -54,13 +56,23 @@ pub fn run(arguments: RunArguments, device: DeviceKind, dialect: Dialect, remark
     drop(progress);
     let started = &running.started;
     remarks.note(format!("Enclave {} runs with CID {}; Ctrl-C ends it", started.enclave_name, started.enclave_cid));
+    let ended = running
+        .enclave
+        .poll_fd()
+        .try_clone_to_owned()
+        .map_err(|error| Failure::new(ErrorCode::EVENT_WAIT, "The enclave cannot be waited for").because(error))?;
     match kind {
         Kind::Local => {
             let mut stream = control::logs(&world::open()?, running.enclave.slot_uid().0, true).map_err(target::failure)?;
             thread::spawn(move || {
                 // Output that nobody reads any more does not end the enclave.
                 let _ = console::copy(&mut stream, console::Gone::KeepReading);
-                let _ = sender.send(Event::Ended(stream.report().cloned()));
+                let report = stream.report().cloned();
+                if report.is_none() {
+                    // The console can end before the enclave: without a machine there is none.
+                    wait_for_end(&ended);
+                }
+                let _ = sender.send(Event::Ended(report));
             });
         }
         Kind::Host => {
@@ -69,14 +81,8 @@ pub fn run(arguments: RunArguments, device: DeviceKind, dialect: Dialect, remark
             } else {
                 remarks.note("Without --debug-mode the device shows no console");
             }
-            let ended = running
-                .enclave
-                .poll_fd()
-                .try_clone_to_owned()
-                .map_err(|error| Failure::new(ErrorCode::EVENT_WAIT, "The enclave cannot be waited for").because(error))?;
             thread::spawn(move || {
-                let mut event = [rustix::event::PollFd::new(&ended, rustix::event::PollFlags::IN)];
-                while matches!(rustix::event::poll(&mut event, None), Err(rustix::io::Errno::INTR)) {}
+                wait_for_end(&ended);
                 let _ = sender.send(Event::Ended(None));
             });
         }
@@ -96,6 +102,12 @@ pub fn run(arguments: RunArguments, device: DeviceKind, dialect: Dialect, remark
         },
         Err(_) => Err(Failure::new(ErrorCode::THREAD_JOIN, "Nothing waits for the enclave any more")),
     }
+}
+
+/// Waits until the device says that the enclave has ended.
+fn wait_for_end(ended: &OwnedFd) {
+    let mut event = [PollFd::new(ended, PollFlags::IN)];
+    while matches!(rustix::event::poll(&mut event, None), Err(rustix::io::Errno::INTR)) {}
 }
 
 fn finish(report: &EndReport, remarks: Remarks) -> Result<ExitCode, Failure> {
