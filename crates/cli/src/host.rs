@@ -52,7 +52,10 @@ struct HostEnclave {
     is_debug: bool,
     console: Option<Arc<Console>>,
     end: Mutex<End>,
-    changed: Condvar,
+    /// The description has its measurements. A condition variable of its own: one may not be used with two locks.
+    measured: Condvar,
+    /// The end was asked for or has come.
+    end_changed: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +81,8 @@ pub fn serve(running: &Running, request: &LaunchRequest) -> Result<HostServer, F
         is_debug: request.debug,
         console,
         end: Mutex::new(End::default()),
-        changed: Condvar::new(),
+        measured: Condvar::new(),
+        end_changed: Condvar::new(),
     });
     measure_behind(Arc::clone(&enclave), request);
     listen_for_exit_status(Arc::clone(&enclave), running.started.enclave_cid);
@@ -105,7 +109,7 @@ impl HostServer {
         let detail = if end.is_asked_for { String::new() } else { "the device does not say why".to_owned() };
         end.report = Some(EndReport { reason, detail, application: end.application, console_tail });
         drop(end);
-        self.enclave.changed.notify_all();
+        self.enclave.end_changed.notify_all();
         Ok(())
     }
 }
@@ -120,7 +124,7 @@ impl Controlled for HostEnclave {
     fn describe(&self, patience: Duration) -> Description {
         let description = self.description.lock().unwrap_or_else(PoisonError::into_inner);
         // Waits for the measurements, within the patience.
-        let waited = self.changed.wait_timeout_while(description, patience, |description| description.measurements.is_none());
+        let waited = self.measured.wait_timeout_while(description, patience, |description| description.measurements.is_none());
         let mut description = waited.unwrap_or_else(PoisonError::into_inner).0.clone();
         if let Some(report) = &self.lock_end().report {
             description.state = State::Terminating;
@@ -131,11 +135,11 @@ impl Controlled for HostEnclave {
 
     fn terminate(&self) {
         self.lock_end().is_asked_for = true;
-        self.changed.notify_all();
+        self.end_changed.notify_all();
     }
 
     fn wait_for_end(&self, patience: Duration) -> Option<EndReport> {
-        let waited = self.changed.wait_timeout_while(self.lock_end(), patience, |end| end.report.is_none());
+        let waited = self.end_changed.wait_timeout_while(self.lock_end(), patience, |end| end.report.is_none());
         waited.unwrap_or_else(PoisonError::into_inner).0.report.clone()
     }
 
@@ -184,7 +188,7 @@ fn measure_behind(enclave: Arc<HostEnclave>, request: &LaunchRequest) {
         description.image_version = metadata.as_ref().map(|metadata| metadata.image_version.clone());
         description.metadata = metadata.as_ref().map(metadata_value);
         drop(description);
-        enclave.changed.notify_all();
+        enclave.measured.notify_all();
     });
 }
 
