@@ -96,12 +96,13 @@ impl Enclave {
     pub(crate) fn add_vcpu(&mut self, wanted: CpuId) -> Result<CpuId, Refused> {
         let inner = &self.home.inner;
         inner.machine.look_for_foreign_cpus();
-        self.act(|core, link| core.add_vcpu(&inner.machine, link, inner.is_owner(), wanted))
-            .map_err(|error| match inner.machine.cpu_trouble() {
+        self.act(|core, link| core.add_vcpu(&inner.machine, link, inner.is_owner(), wanted)).map_err(|error| {
+            match inner.machine.cpu_trouble() {
                 // The driver core only heard "no" and says that the CPU is somebody's; it is not.
                 Some(trouble) => Refused::new(Call::AddVcpu, Code::EIO).with_detail(Some(trouble)),
                 None => refused(Call::AddVcpu, error, error.code(), None),
-            })
+            }
+        })
     }
 
     pub(crate) fn start(&mut self, flags: u64, enclave_cid: u64) -> Result<Cid, Refused> {
