@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -254,11 +255,17 @@ impl Drop for Offspring {
 /// Starts the enclave process; returns our end of the socket that is its standard input.
 fn spawn(options: &LaunchOptions) -> io::Result<(Child, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    let program = match &options.program.path {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?,
+    let mut command = match &options.program.path {
+        Some(path) => Command::new(path),
+        None => {
+            // Not by its path: the file may have been replaced by another version, or be gone.
+            let mut command = Command::new("/proc/self/exe");
+            if let Some(name) = std::env::args_os().next() {
+                command.arg0(name);
+            }
+            command
+        }
     };
-    let mut command = Command::new(program);
     command.args(&options.program.arguments).stdin(Stdio::from(theirs)).stdout(Stdio::null());
     let child = command.spawn()?;
     // The command holds the other end; only the child may, or its death would go unnoticed.
