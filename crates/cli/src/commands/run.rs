@@ -9,7 +9,10 @@ use std::{
 };
 
 use nitroxide_client::DeviceKind as Kind;
-use nitroxide_enclave::{control, report::EndReport};
+use nitroxide_enclave::{
+    control::{self, ControlError},
+    report::EndReport,
+};
 use nitroxide_guest_sys::signals::Signals;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Signal, getpid, kill_process};
@@ -63,11 +66,18 @@ pub fn run(arguments: RunArguments, device: DeviceKind, dialect: Dialect, remark
         .map_err(|error| Failure::new(ErrorCode::EVENT_WAIT, "The enclave cannot be waited for").because(error))?;
     match kind {
         Kind::Local => {
-            let mut stream = control::logs(&world::open()?, running.enclave.slot_uid().0, true).map_err(target::failure)?;
+            let stream = match control::logs(&world::open()?, running.enclave.slot_uid().0, true) {
+                Ok(stream) => Some(stream),
+                // Its process was killed just now; the device will tell.
+                Err(ControlError::Gone | ControlError::NotFound(_)) => None,
+                Err(error) => return Err(target::failure(error)),
+            };
             thread::spawn(move || {
-                // Output that nobody reads any more does not end the enclave.
-                let _ = console::copy(&mut stream, console::Gone::KeepReading);
-                let report = stream.report().cloned();
+                let report = stream.and_then(|mut stream| {
+                    // Output that nobody reads any more does not end the enclave.
+                    let _ = console::copy(&mut stream, console::Gone::KeepReading);
+                    stream.report().cloned()
+                });
                 if report.is_none() {
                     // The console can end before the enclave: without a machine there is none.
                     wait_for_end(&ended);
