@@ -22,7 +22,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{finish, nitroxide, run, small_image, text};
+use common::{
+    finish, nitroxide,
+    processes::{all_processes, children, command_line, descendants, describe, eventually, files, has_socket, is_alive, kill, stat},
+    run, small_image, text,
+};
 use nitroxide_testkit::{Setup, images::ImageSpec};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::Value;
@@ -144,78 +148,15 @@ fn assert_failure(output: &Output, code: i32, says: &[&str], what: &str) {
     assert!(!complaint.contains("panicked at"), "{what}: {complaint}");
 }
 
-/// Everything below a folder that is not a folder, by its path in it.
-fn files(folder: &Path) -> BTreeSet<PathBuf> {
-    let mut found = BTreeSet::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(next) = folders.pop() {
-        for entry in fs::read_dir(next).into_iter().flatten().flatten() {
-            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            if is_folder {
-                folders.push(entry.path());
-            } else {
-                found.insert(entry.path().strip_prefix(folder).unwrap().to_owned());
-            }
-        }
-    }
-    found
-}
-
-fn all_processes() -> Vec<u32> {
-    fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-}
-
-/// State and parent of a process; none when it is gone.
-fn stat(pid: u32) -> Option<(char, u32)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
-}
-
-fn is_alive(pid: u32) -> bool {
-    // A process that nobody has reaped yet has ended all the same.
-    stat(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')
-}
-
-fn children(pid: u32) -> Vec<u32> {
-    all_processes().into_iter().filter(|child| stat(*child).is_some_and(|(_, parent)| parent == pid)).collect()
-}
-
-fn command_line(pid: u32) -> String {
-    fs::read(format!("/proc/{pid}/cmdline")).map(|line| text(&line).replace('\0', " ")).unwrap_or_default()
-}
-
-fn describe(family: &BTreeSet<u32>) -> Vec<String> {
-    family.iter().map(|pid| format!("{pid} {:?} {:.60}", stat(*pid), command_line(*pid))).collect()
-}
-
-/// A process and all below it.
-fn descendants(pid: u32) -> BTreeSet<u32> {
-    let below = children(pid).into_iter().flat_map(descendants);
-    below.chain([pid]).collect()
-}
-
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not so: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn has_socket(pid: u32) -> bool {
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-    descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok()).any(|target| target.to_string_lossy().starts_with("socket:"))
-}
-
-fn kill(pid: u32) {
-    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
-}
-
+/// Makes a script, or a copy of a program. Another process writes it: of a file that we had open, another thread's new child could still have a
+/// descriptor, and then it cannot be executed.
 fn executable(path: &Path, script: &str) -> PathBuf {
-    fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    shell("printf '%s\n' \"$2\" > \"$1\" && chmod 755 \"$1\"", [path, Path::new(&format!("#!/bin/sh\n{script}"))]);
     path.to_owned()
+}
+
+fn shell(words: &str, arguments: [&Path; 2]) {
+    assert!(Command::new("sh").args(["-c", words, "sh"]).args(arguments).status().unwrap().success());
 }
 
 /// A shell's words that run the unpacked QEMU.
@@ -328,8 +269,8 @@ fn a_qemu_that_is_missing_broken_or_dies_at_its_start_is_named() {
     let asked = "case \"$*\" in *'-device help'*)";
     let dies = executable(&user.path("dies"), &format!("{asked} exec {real} \"$@\";; esac\necho 'out of luck' >&2\nexit 1"));
     let quiet = executable(&user.path("quiet"), &format!("{asked} exec {real} \"$@\";; esac\nexit 0"));
-    let no_program = executable(&user.path("no-program"), "");
-    fs::write(&no_program, "#!/nonexistent/shell\n").unwrap();
+    let no_program = user.path("no-program");
+    shell("printf '#!%s\n' \"$2\" > \"$1\" && chmod 755 \"$1\"", [&no_program, Path::new("/nonexistent/shell")]);
     for (qemu, says) in [
         (Path::new("/nonexistent/qemu"), ["NITROXIDE_QEMU names /nonexistent/qemu", "No such file"]),
         (&plain, ["NITROXIDE_QEMU names", "plain-file, which cannot be executed"]),
@@ -488,6 +429,10 @@ impl Booting {
             }
             assert!(Instant::now() < deadline, "the enclave does not run");
         };
+        if words == NOT_WAITING {
+            // From here on the background owner is alone with it.
+            assert!(front.wait().unwrap().success());
+        }
         let enclave_process = u32::try_from(running["ProcessID"].as_u64().unwrap()).unwrap();
         let (_, owner) = stat(enclave_process).unwrap();
         let qemu = children(enclave_process).into_iter().find(|child| command_line(*child).contains("qemu-system")).unwrap();
@@ -640,10 +585,8 @@ fn an_ordinary_user_can_do_all_of_it() {
     }
     fs::set_permissions(user.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = user.path("nitroxide");
-    fs::copy(env!("CARGO_BIN_EXE_nitroxide"), &program).unwrap();
-    for (path, mode) in [(&program, 0o755), (&image, 0o644)] {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    }
+    shell("cp \"$2\" \"$1\" && chmod 755 \"$1\"", [&program, Path::new(env!("CARGO_BIN_EXE_nitroxide"))]);
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o644)).unwrap();
     let home = user.path("home");
     fs::create_dir(&home).unwrap();
     chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();

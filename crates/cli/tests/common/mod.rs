@@ -1,6 +1,8 @@
 //! What the tests of the program share: starting it, reading what it says, a small image.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod processes;
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
