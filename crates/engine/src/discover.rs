@@ -4,9 +4,12 @@
 //! /dev/nsm gives way to a later one that has it, and says so. The question (`-device help`) is asked once per state of the file (`answers`).
 
 use std::ffi::OsString;
+use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use displaydoc::Display;
 use thiserror::Error;
@@ -16,6 +19,12 @@ use crate::arguments::SANDBOX;
 
 /// The emulator's file name.
 const NAME: &str = "qemu-system-x86_64";
+/// How long an emulator may take to list its devices; a slow disk's first reading included.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+/// How long its last words may take after its end.
+const PIPE_PATIENCE: Duration = Duration::from_secs(2);
+/// The most of an answer that is read; a real one is some 30 KiB.
+const MAX_ANSWER_BYTES: u64 = 1 << 20;
 
 /// Where to look for QEMU. [`Discovery::default`] takes everything from the environment.
 #[derive(Debug, Clone)]
@@ -199,7 +208,8 @@ impl Place {
             if sandbox {
                 command.args(["-sandbox", SANDBOX]);
             }
-            command.args(["-device", "help"]).stdin(Stdio::null()).env_clear().output()
+            command.args(["-device", "help"]).stdin(Stdio::null()).env_clear();
+            output_within(command, ANSWER_PATIENCE)
         };
         let broken = |status: String, output: &[u8]| {
             let text = String::from_utf8_lossy(output);
@@ -219,6 +229,40 @@ impl Place {
         let has = |device: &str| text.contains(&format!("name \"{device}\""));
         Ok(Abilities { vsock: has("vhost-user-vsock-device"), nsm: has("vhost-user-test-device"), sandbox })
     }
+}
+
+/// Runs a program to its end, or kills it: one that hangs must not hang a launch.
+fn output_within(mut command: Command, patience: Duration) -> io::Result<Output> {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (stdout, stderr) = (child.stdout.take().map(collect), child.stderr.take().map(collect));
+    let begin = Instant::now();
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break Ok(status),
+            Ok(None) if begin.elapsed() < patience => std::thread::sleep(Duration::from_millis(2)),
+            Ok(None) => break Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", patience.as_secs()))),
+            Err(error) => break Err(error),
+        }
+    };
+    if status.is_err() {
+        let _already_gone = child.kill();
+        let _status = child.wait();
+    }
+    let status = status?;
+    // What it started may hold its pipes open for ever; what it said itself has come by then.
+    let said = |pipe: Option<Receiver<Vec<u8>>>| pipe.and_then(|pipe| pipe.recv_timeout(PIPE_PATIENCE).ok()).unwrap_or_default();
+    Ok(Output { status, stdout: said(stdout), stderr: said(stderr) })
+}
+
+/// Reads a pipe to its end on a thread of its own.
+fn collect(pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _what_there_is = pipe.take(MAX_ANSWER_BYTES).read_to_end(&mut bytes);
+        let _nobody_waits = sender.send(bytes);
+    });
+    receiver
 }
 
 /// The dynamic loader of an unpacked tree.
@@ -293,6 +337,18 @@ mod tests {
             let error = Qemu::find(&Discovery { chosen: Some(path.into()), ..nothing() }).unwrap_err();
             assert!(matches!(error, DiscoverError::Broken { .. }), "{error:?}");
         }
+    }
+
+    #[test]
+    fn one_that_never_answers_is_killed_and_what_it_started_does_not_hold_us_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        let text = format!("echo $$ > {}; sleep 8 & wait", pid.display());
+        let program = script(folder.path(), "hanging", &text);
+        let error = output_within(Command::new(program), Duration::from_secs(3)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let pid = std::fs::read_to_string(pid).unwrap();
+        assert!(!Path::new("/proc").join(pid.trim()).exists());
     }
 
     #[test]
