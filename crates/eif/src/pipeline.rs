@@ -14,8 +14,6 @@ use crate::read_at::ReadAt;
 
 /// How many chunks one consumer may be ahead of the other.
 const WINDOW: usize = 16;
-/// A consumer that found the window full is woken when no more than this is left in it: waking costs a system call, so it is not done for every chunk.
-const LOW_WATER: usize = WINDOW / 2;
 /// How many consumers there are: one for PCR0 and 1, one for PCR2.
 const CONSUMERS: usize = 2;
 
@@ -41,8 +39,6 @@ struct State<'a> {
     spare: Vec<Vec<u8>>,
     /// Is there nothing left to load?
     exhausted: bool,
-    /// How many consumers wait? Nobody is woken if nobody does; the standard library would make a system call for it.
-    waiting: usize,
     failed: Option<ReadError>,
 }
 
@@ -56,7 +52,6 @@ impl<'a, S: ReadAt> Pipeline<'a, S> {
             done: [0; CONSUMERS],
             spare: Vec::new(),
             exhausted: false,
-            waiting: 0,
             failed: None,
         };
         Pipeline { image, state: Mutex::new(state), changed: Condvar::new() }
@@ -70,9 +65,8 @@ impl<'a, S: ReadAt> Pipeline<'a, S> {
         while let Some(loaded) = self.get(consumer, next) {
             let (chunk, bytes) = &*loaded;
             if let Err(error) = visit(*chunk, bytes) {
-                let mut state = self.lock();
-                state.failed.get_or_insert(error);
-                self.wake(&state);
+                self.lock().failed.get_or_insert(error);
+                self.changed.notify_all();
             }
             next += 1;
         }
@@ -91,7 +85,7 @@ impl<'a, S: ReadAt> Pipeline<'a, S> {
     fn get(&self, consumer: usize, wanted: u64) -> Option<Arc<Loaded>> {
         let mut state = self.lock();
         if state.done_with(consumer, wanted) {
-            self.wake(&state);
+            self.changed.notify_all();
         }
         loop {
             if state.failed.is_some() {
@@ -106,12 +100,7 @@ impl<'a, S: ReadAt> Pipeline<'a, S> {
             }
             state = match (state.window.len() < WINDOW).then(|| state.crc.take()).flatten() {
                 Some(crc) => self.load(state, crc),
-                None => {
-                    state.waiting += 1;
-                    let mut state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                    state.waiting -= 1;
-                    state
-                }
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
             };
         }
     }
@@ -121,7 +110,7 @@ impl<'a, S: ReadAt> Pipeline<'a, S> {
         let Some(chunk) = state.plan.next() else {
             state.exhausted = true;
             state.crc = Some(crc);
-            self.wake(&state);
+            self.changed.notify_all();
             return state;
         };
         let mut bytes = state.spare.pop().unwrap_or_else(|| Vec::with_capacity(CHUNK_BYTES));
@@ -137,15 +126,8 @@ impl<'a, S: ReadAt> Pipeline<'a, S> {
             }
         }
         state.crc = Some(crc);
-        self.wake(&state);
+        self.changed.notify_all();
         state
-    }
-
-    /// Lets whoever waits look again; what it waits for must have been noted in `state`.
-    fn wake(&self, state: &State<'_>) {
-        if state.waiting > 0 {
-            self.changed.notify_all();
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<'a>> {
@@ -154,12 +136,12 @@ impl<'a, S: ReadAt> Pipeline<'a, S> {
 }
 
 impl State<'_> {
-    /// Notes that a consumer needs no chunk below `wanted`, and takes back what nobody needs. True if there is plenty of room again.
+    /// Notes that a consumer needs no chunk below `wanted`, and takes back what nobody needs. True if there is room again.
     fn done_with(&mut self, consumer: usize, wanted: u64) -> bool {
         if let Some(done) = self.done.get_mut(consumer) {
             *done = wanted;
         }
-        let before = self.window.len();
+        let was_full = self.window.len() == WINDOW;
         let needed = self.done.iter().copied().min().unwrap_or(0);
         while self.first < needed {
             let Some(loaded) = self.window.pop_front() else { break };
@@ -169,7 +151,7 @@ impl State<'_> {
                 self.spare.push(bytes);
             }
         }
-        before > LOW_WATER && self.window.len() <= LOW_WATER
+        was_full && self.window.len() < WINDOW
     }
 }
 
@@ -188,6 +170,6 @@ impl<S: ReadAt> Drop for Leaving<'_, '_, S> {
             let source = std::io::Error::other("the source panicked");
             state.failed.get_or_insert(ReadError::Io { what: "a section", offset: 0, source });
         }
-        self.pipeline.wake(&state);
+        self.pipeline.changed.notify_all();
     }
 }
