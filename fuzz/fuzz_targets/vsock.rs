@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
 use nitroxide_vsock::fuzzing::{Device, Rings};
-use nitroxide_vsock::{ConnectRequest, Router};
+use nitroxide_vsock::{ConnectRequest, Route, Router, VsockConfig};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -29,7 +29,7 @@ struct Hosts {
 }
 
 impl Router for Hosts {
-    fn connect(&self, request: ConnectRequest) -> io::Result<UnixStream> {
+    fn connect(&self, request: ConnectRequest) -> io::Result<Route> {
         let mut streams = self.streams.lock().unwrap();
         if request.port % 8 == 7 || streams.len() >= 64 {
             return Err(io::ErrorKind::ConnectionRefused.into());
@@ -37,7 +37,8 @@ impl Router for Hosts {
         let (ours, theirs) = UnixStream::pair()?;
         theirs.set_nonblocking(true)?;
         streams.push(theirs);
-        Ok(ours)
+        // An odd port's other end is asked first.
+        Ok(if request.port % 2 == 1 { Route::Asking(ours) } else { Route::Connected(ours) })
     }
 }
 
@@ -144,7 +145,11 @@ fn step(input: &mut Input<'_>, guest: &mut Guest<'_>, device: &mut Device, hosts
             let (choice, length) = (input.byte()?, usize::from(input.byte()?) * 256);
             let mut streams = hosts.streams.lock().unwrap();
             let index = pick(&mut streams, choice)?;
-            let _ = streams[index].write(&vec![7; length]);
+            let _ = match input.byte()? {
+                0 => streams[index].write(b"OK 1\n"),
+                1 => streams[index].write(b"OK "),
+                _ => streams[index].write(&vec![7; length]),
+            };
         }
         6 => {
             let (choice, length) = (input.byte()?, usize::from(input.byte()?) * 256);
@@ -198,7 +203,7 @@ fuzz_target!(|data: &[u8]| {
     input.0 = rest;
 
     let hosts = Arc::new(Hosts::default());
-    let mut device = Device::new(16, Arc::clone(&hosts) as Arc<dyn Router>, None).unwrap();
+    let mut device = Device::new(VsockConfig::new(16, Arc::clone(&hosts) as Arc<dyn Router>)).unwrap();
     device.start();
     let (mut rx, mut tx) = (ring(RINGS[0]), ring(RINGS[1]));
     let mut guest = Guest { memory, next: [0; 2], available: [0; 2] };

@@ -276,7 +276,7 @@ fn few_runs(memory: LinearMemory, mode: MemoryMode) -> Result<LinearMemory, Refu
 
 fn serve_vsock(world: &World, router: EnclaveRouter) -> Result<(VsockBackend, SocketFile), Refused> {
     let (listener, file) = world.bind(Endpoint::Enclave(router.cid))?.into_parts();
-    let config = VsockConfig { guest_cid: router.cid, router: Arc::new(router), listener: Some(listener) };
+    let config = VsockConfig { listener: Some(listener), ..VsockConfig::new(router.cid, Arc::new(router)) };
     let backend = nitroxide_vsock::spawn(config).map_err(|error| Refused::io("The vsock device cannot be started", &error))?;
     Ok((backend, file))
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nitroxide_vsock::{ConnectRequest, Router};
+use nitroxide_vsock::{ConnectRequest, Route, Router};
 use nitroxide_world::rendezvous::HEARTBEAT_PORT;
 use nitroxide_world::{Endpoint, VsockAddress, World};
 
@@ -43,7 +43,13 @@ pub(crate) struct EnclaveRouter {
 }
 
 impl Router for EnclaveRouter {
-    fn connect(&self, request: ConnectRequest) -> io::Result<UnixStream> {
+    fn connect(&self, request: ConnectRequest) -> io::Result<Route> {
+        self.open(request).map(Route::from)
+    }
+}
+
+impl EnclaveRouter {
+    fn open(&self, request: ConnectRequest) -> io::Result<UnixStream> {
         let from = VsockAddress { cid: self.cid, port: request.source_port };
         match request.port {
             EXIT_STATUS_PORT => {
@@ -60,9 +66,7 @@ impl Router for EnclaveRouter {
             port => self.world.connect(Endpoint::ParentPort(port), Some(from)),
         }
     }
-}
 
-impl EnclaveRouter {
     /// Answers a connection on a thread of its own, which cannot hold up the device.
     fn answer(&self, name: &str, act: impl FnOnce(UnixStream) -> io::Result<()> + Send + 'static) -> io::Result<UnixStream> {
         let count = AnswerCount::take(&self.answering).ok_or(io::ErrorKind::ConnectionRefused)?;
@@ -141,7 +145,7 @@ mod tests {
     #[test]
     fn a_heartbeat_goes_to_the_creator_and_is_answered_here_without_one() {
         let (_dir, router) = router();
-        let mut stream = router.connect(request(9000)).unwrap();
+        let mut stream = router.open(request(9000)).unwrap();
         stream.write_all(&[0xB7]).unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
@@ -150,14 +154,14 @@ mod tests {
 
         let creator = router.world.bind(Endpoint::Heartbeat(77)).unwrap();
         let _stranger = router.world.bind(Endpoint::Heartbeat(78)).unwrap();
-        let _stream = router.connect(request(9000)).unwrap();
+        let _stream = router.open(request(9000)).unwrap();
         assert_eq!(creator.accept().unwrap().1, Some(VsockAddress { cid: 16, port: 1234 }));
     }
 
     #[test]
     fn another_byte_is_no_heartbeat() {
         let (_dir, router) = router();
-        let mut stream = router.connect(request(9000)).unwrap();
+        let mut stream = router.open(request(9000)).unwrap();
         stream.write_all(&[0xB8]).unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
@@ -168,7 +172,7 @@ mod tests {
     fn exit_status_is_consumed_even_if_somebody_listens_there() {
         let (_dir, router) = router();
         let listener = router.world.bind(Endpoint::ParentPort(9001)).unwrap();
-        let mut stream = router.connect(request(9001)).unwrap();
+        let mut stream = router.open(request(9001)).unwrap();
         stream.write_all(&[1, 42]).unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap(); // Returns when the other end has read and closed.
@@ -180,17 +184,17 @@ mod tests {
     #[test]
     fn other_ports_go_to_the_world_or_are_refused() {
         let (_dir, router) = router();
-        assert_eq!(router.connect(request(5000)).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(router.open(request(5000)).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         let listener = router.world.bind(Endpoint::ParentPort(5000)).unwrap();
-        let _stream = router.connect(request(5000)).unwrap();
+        let _stream = router.open(request(5000)).unwrap();
         assert_eq!(listener.accept().unwrap().1, Some(VsockAddress { cid: 16, port: 1234 }));
     }
 
     #[test]
     fn silent_connections_of_a_guest_are_bounded() {
         let (_dir, router) = router();
-        let held: Vec<_> = (0..MOST_ANSWERS).map(|_| router.connect(request(9001)).unwrap()).collect();
-        assert!(router.connect(request(9001)).is_err());
+        let held: Vec<_> = (0..MOST_ANSWERS).map(|_| router.open(request(9001)).unwrap()).collect();
+        assert!(router.open(request(9001)).is_err());
         drop(held);
     }
 }

@@ -22,7 +22,7 @@ use nitroxide_engine::{
 use nitroxide_nsm::{InitialPcrs, NsmConfig};
 use nitroxide_testkit::images::ImageSpec;
 use nitroxide_testkit::{Setup, guest_program};
-use nitroxide_vsock::{ConnectRequest, Router, VsockConfig};
+use nitroxide_vsock::{ConnectRequest, Route, Router, VsockConfig};
 use rustix::fs::MemfdFlags;
 
 const MIB: u64 = 1 << 20;
@@ -152,7 +152,7 @@ fn as_many_ranges_as_possible_are_one_memory_for_guest_and_devices_and_reboot_en
         debug: false,
     })
     .unwrap();
-    let vsock = nitroxide_vsock::spawn(VsockConfig { guest_cid: 16, router: Arc::new(Nowhere), listener: None }).unwrap();
+    let vsock = nitroxide_vsock::spawn(VsockConfig::new(16, Arc::new(Nowhere))).unwrap();
     let image = ImageSpec::probe(&["reboot"]);
     let ramdisks = [image.bootstrap().to_bytes().unwrap(), image.application().to_bytes().unwrap()].concat();
     let spec = VmSpec {
@@ -179,7 +179,7 @@ fn as_many_ranges_as_possible_are_one_memory_for_guest_and_devices_and_reboot_en
 struct Nowhere;
 
 impl Router for Nowhere {
-    fn connect(&self, _request: ConnectRequest) -> std::io::Result<UnixStream> {
+    fn connect(&self, _request: ConnectRequest) -> std::io::Result<Route> {
         Err(std::io::ErrorKind::ConnectionRefused.into())
     }
 }

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Instant;
 
 use nitroxide_vsock::fuzzing::{Device, Rings};
-use nitroxide_vsock::{ConnectRequest, Router};
+use nitroxide_vsock::{ConnectRequest, Route, Router, VsockConfig};
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -37,10 +37,10 @@ const RX_DATA: u64 = 0x80_0000;
 struct Pair(Mutex<Option<UnixStream>>);
 
 impl Router for Pair {
-    fn connect(&self, _request: ConnectRequest) -> io::Result<UnixStream> {
+    fn connect(&self, _request: ConnectRequest) -> io::Result<Route> {
         let (ours, theirs) = UnixStream::pair()?;
         *self.0.lock().unwrap() = Some(theirs);
-        Ok(ours)
+        Ok(ours.into())
     }
 }
 
@@ -86,7 +86,7 @@ fn header(operation: u16, length: u32, forwarded: u32) -> Vec<u8> {
 impl Driver {
     fn new() -> (Self, UnixStream) {
         let router = Arc::new(Pair::default());
-        let mut device = Device::new(16, Arc::clone(&router) as Arc<dyn Router>, None).unwrap();
+        let mut device = Device::new(VsockConfig::new(16, Arc::clone(&router) as Arc<dyn Router>)).unwrap();
         device.start();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
         let mut driver = Self {

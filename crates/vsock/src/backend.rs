@@ -15,25 +15,9 @@ use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
-use crate::Router;
+use crate::config::VsockConfig;
 use crate::device::{Device, Statistics};
 use crate::face::{Face, HOST_EVENT};
-
-/// What a vsock device is made of.
-pub struct VsockConfig {
-    /// The CID of the guest: 4 and up, but not `u32::MAX`; or 3 for the device of a parent VM.
-    pub guest_cid: u32,
-    /// Where connections of the guest go.
-    pub router: Arc<dyn Router>,
-    /// Where programs of the host reach the guest: they send `CONNECT <port>\n`, get `OK <source port>\n`, then have a raw stream.
-    pub listener: Option<UnixListener>,
-}
-
-impl std::fmt::Debug for VsockConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("VsockConfig").field("guest_cid", &self.guest_cid).field("listener", &self.listener).finish_non_exhaustive()
-    }
-}
 
 /// A running vsock device; dropping it ends its threads and closes every connection.
 #[derive(Debug)]
@@ -59,7 +43,7 @@ impl std::fmt::Debug for Shutdown {
 ///
 /// `InvalidInput` for a CID that no guest can have; else what the system says about threads, sockets and memory.
 pub fn spawn(config: VsockConfig) -> io::Result<VsockBackend> {
-    let device = Device::new(config.guest_cid, config.router, config.listener)?;
+    let device = Device::new(config)?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let face = Arc::new(Face::new(device, memory.clone())?);
     let mut daemon = VhostUserDaemon::new("vsock-messages".to_owned(), Arc::clone(&face), memory)

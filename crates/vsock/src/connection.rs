@@ -35,6 +35,8 @@ pub enum Phase {
         /// It does: it came through the listener.
         handshake: bool,
     },
+    /// The guest asked, and so did the router: the answer line of the host's end is awaited.
+    Asking,
     /// Data may flow.
     Open,
     /// Both directions are over and the guest was told; its reset is awaited.
@@ -119,6 +121,20 @@ impl Connection {
         connection.send.update(request.buffer_bytes, request.forwarded);
         connection.owes_response = true;
         connection
+    }
+
+    /// A connection that the guest asked for and whose other end has been asked by the router.
+    pub fn asking(key: Key, guest_cid: u32, stream: UnixStream, buffer_bytes: u32, request: &Header) -> Self {
+        let mut connection = Self::new(key, guest_cid, stream, buffer_bytes, Phase::Asking);
+        connection.send.update(request.buffer_bytes, request.forwarded);
+        connection
+    }
+
+    /// The other end of an asking connection has said yes; it owes the guest a response.
+    pub fn answered(&mut self) {
+        self.phase = Phase::Open;
+        self.owes_response = true;
+        self.readable = true; // what lies behind the line had its edge together with it
     }
 
     /// A connection that the host asks for; it owes the guest a request.
@@ -217,7 +233,7 @@ impl Connection {
                 self.readable = true; // its edge may have come while nobody was to read
                 Ok(Progress::Accepted)
             }
-            (_, Phase::Requested { .. }) | (Operation::Request | Operation::Response, _) => Err(Violation::Operation),
+            (_, Phase::Requested { .. } | Phase::Asking) | (Operation::Request | Operation::Response, _) => Err(Violation::Operation),
             (Operation::Shutdown, _) => Ok(self.on_shutdown(header.flags)),
             (Operation::ReadWrite, _) => self.on_data(header.length, segments).map(|()| Progress::Goes),
             (Operation::CreditRequest, _) => {
@@ -322,7 +338,7 @@ impl Connection {
     pub fn wants_guest(&self) -> bool {
         match self.phase {
             Phase::Requested { .. } => self.owes_request,
-            Phase::Draining => false,
+            Phase::Asking | Phase::Draining => false,
             Phase::Open | Phase::Closing => {
                 self.owes_response || self.owes_credit_update || self.owes_credit_request || self.owed_shutdown() != 0 || self.may_read()
             }
@@ -354,7 +370,7 @@ impl Connection {
         if std::mem::take(&mut self.owes_request) {
             return self.packet(Operation::Request, 0, 0);
         }
-        if matches!(self.phase, Phase::Requested { .. } | Phase::Draining) {
+        if matches!(self.phase, Phase::Requested { .. } | Phase::Asking | Phase::Draining) {
             return Produced::Nothing;
         }
         if std::mem::take(&mut self.owes_response) {

@@ -15,6 +15,7 @@
 mod backend;
 mod backlog;
 mod chain;
+mod config;
 mod connection;
 mod credit;
 mod device;
@@ -25,9 +26,10 @@ mod packet;
 mod router;
 mod table;
 
-pub use backend::{VsockBackend, VsockConfig, spawn};
+pub use backend::{VsockBackend, spawn};
+pub use config::{Peer, VsockConfig};
 pub use device::Statistics;
-pub use router::{ConnectRequest, Router};
+pub use router::{ConnectRequest, Route, Router};
 
 /// The device without vhost, for the fuzz target: queues that were made up in, nothing but a verdict out. No stable interface.
 #[doc(hidden)]

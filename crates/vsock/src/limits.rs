@@ -32,7 +32,7 @@ pub const BATCH: usize = 16;
 /// Rounds of work before other threads and the host's events get a turn.
 pub const ROUNDS: usize = 16;
 
-/// Length of the line `CONNECT <port>\n` in bytes, at most: the longest has 19.
+/// Length of the lines `CONNECT <port>\n` and `OK <number>\n` in bytes, at most: the longest has 19.
 pub const HANDSHAKE_BYTES: usize = 32;
 
 /// How long a program of the host may take for its line.
@@ -40,6 +40,9 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the guest may take to accept or refuse a connection.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the other end of a connection of the guest may take for its answer line, where the router has asked it.
+pub const ASKING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the guest may take to confirm the end of a connection; afterwards it is forgotten.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! Where a connection that the guest opens goes: the [`Router`] decides, the device does the rest.
+//! Where a connection that the guest opens goes: the [`Router`] decides by a [`Route`], the device does the rest.
 //!
 //! Neighbours: `device` asks the router when the guest sends a connection request; `crates/enclave` implements it over the
 //! rendezvous of `crates/world`.
@@ -17,6 +17,22 @@ pub struct ConnectRequest {
     pub port: u32,
 }
 
+/// The host's end of a connection, as a [`Router`] opened it.
+#[derive(Debug)]
+pub enum Route {
+    /// The other end is there: the guest is told at once that its connection stands.
+    Connected(UnixStream),
+    /// The other end is a listener of another device (or a proxy with the same manners): the router has sent it `CONNECT <port>\n`. The
+    /// guest's connection stands once it answers `OK <number>\n`; anything else, its end, or 10 s of silence resets it.
+    Asking(UnixStream),
+}
+
+impl From<UnixStream> for Route {
+    fn from(stream: UnixStream) -> Self {
+        Self::Connected(stream)
+    }
+}
+
 /// Decides what stands behind a port of the parent.
 pub trait Router: Send + Sync + 'static {
     /// Opens the host's end of a connection that the guest asks for.
@@ -28,5 +44,5 @@ pub trait Router: Send + Sync + 'static {
     /// # Errors
     ///
     /// Any error refuses the connection: the guest sees a reset (`ECONNRESET`). The error is logged and goes no further.
-    fn connect(&self, request: ConnectRequest) -> io::Result<UnixStream>;
+    fn connect(&self, request: ConnectRequest) -> io::Result<Route>;
 }

@@ -10,19 +10,19 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nitroxide_vsock::{ConnectRequest, Router, VsockConfig, spawn};
+use nitroxide_vsock::{ConnectRequest, Route, Router, VsockConfig, spawn};
 
 #[derive(Debug)]
 struct Nobody;
 
 impl Router for Nobody {
-    fn connect(&self, _request: ConnectRequest) -> io::Result<UnixStream> {
+    fn connect(&self, _request: ConnectRequest) -> io::Result<Route> {
         Err(io::ErrorKind::ConnectionRefused.into())
     }
 }
 
 fn config(listener: Option<UnixListener>) -> VsockConfig {
-    VsockConfig { guest_cid: 16, router: Arc::new(Nobody), listener }
+    VsockConfig { listener, ..VsockConfig::new(16, Arc::new(Nobody)) }
 }
 
 /// Names of this process's threads that belong to a device.

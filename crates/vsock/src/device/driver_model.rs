@@ -1,7 +1,7 @@
 //! A guest's driver for tests: two split queues in RAM that consists of many small regions, chains of any shape.
 
 use std::io;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -10,8 +10,9 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{Device, Interrupts, Rings};
+use crate::config::{Peer, VsockConfig};
 use crate::packet::{HEADER_BYTES, Header, Operation, TYPE_STREAM};
-use crate::router::{ConnectRequest, Router};
+use crate::router::{ConnectRequest, Route, Router};
 
 pub const GUEST_CID: u32 = 16; // arbitrary
 pub const GUEST_PORT: u32 = 1000; // arbitrary
@@ -35,6 +36,9 @@ pub const WRITE: u16 = 2;
 pub const NEXT: u16 = 1;
 pub const INDIRECT: u16 = 4;
 
+/// From this port on the router's streams are asking ones.
+pub const FIRST_ASKING_PORT: u32 = 1 << 20; // arbitrary
+
 /// Hands out one end of a new pair of sockets and keeps the other; refuses port 0.
 #[derive(Debug, Default)]
 pub struct PairRouter {
@@ -42,13 +46,13 @@ pub struct PairRouter {
 }
 
 impl Router for PairRouter {
-    fn connect(&self, request: ConnectRequest) -> io::Result<UnixStream> {
+    fn connect(&self, request: ConnectRequest) -> io::Result<Route> {
         if request.port == 0 {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         let (ours, theirs) = UnixStream::pair()?;
         self.opened.lock().unwrap().push((request, theirs));
-        Ok(ours)
+        Ok(if request.port < FIRST_ASKING_PORT { Route::Connected(ours) } else { Route::Asking(ours) })
     }
 }
 
@@ -145,10 +149,16 @@ impl Driver {
     }
 
     pub fn with_cid(cid: u32) -> Self {
+        Self::with_listener(cid, None, None)
+    }
+
+    /// A guest whose device takes connections of programs.
+    pub fn with_listener(cid: u32, listener: Option<UnixListener>, peer: Option<Arc<Peer>>) -> Self {
         let mut ranges = vec![(GuestAddress(0), RINGS_END)];
         ranges.extend((0..REGIONS).map(|region| (GuestAddress(DATA + region * REGION_BYTES as u64), REGION_BYTES)));
         let router = Arc::new(PairRouter::default());
-        let mut device = Device::new(cid, Arc::clone(&router) as Arc<dyn Router>, None).unwrap();
+        let config = VsockConfig { listener, peer, ..VsockConfig::new(cid, Arc::clone(&router) as Arc<dyn Router>) };
+        let mut device = Device::new(config).unwrap();
         device.start();
         let (rx, tx) = (Ring::new(RX_RING), Ring::new(TX_RING));
         Self {

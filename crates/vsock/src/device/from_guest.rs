@@ -3,6 +3,8 @@
 //! Order of checks per chain: shape, header, source, socket type, destination, connection. Each has its own answer, listed in
 //! `docs/vsock.md`, "What is refused".
 
+use std::time::Instant;
+
 use virtio_queue::QueueT;
 
 use super::{Device, HOST_CID, PARENT_CID, Rings, has_more, publish};
@@ -10,7 +12,7 @@ use crate::chain::{Direction, Segments};
 use crate::connection::{Connection, Key, Phase, Progress};
 use crate::limits;
 use crate::packet::{HEADER_BYTES, Header, Operation, TYPE_STREAM};
-use crate::router::ConnectRequest;
+use crate::router::{ConnectRequest, Route};
 use crate::table::{Entry, Token};
 
 impl Device {
@@ -116,20 +118,28 @@ impl Device {
             return self.refuse(header);
         }
         let cid = if self.guest_cid != PARENT_CID && key.cid == HOST_CID { PARENT_CID } else { key.cid };
-        let stream = match self.router.connect(ConnectRequest { source_port: key.guest_port, cid, port: key.host_port }) {
-            Ok(stream) => stream,
+        let route = match self.router.connect(ConnectRequest { source_port: key.guest_port, cid, port: key.host_port }) {
+            Ok(route) => route,
             Err(error) => {
                 tracing::debug!(?key, %error, "The host refuses a connection of the guest.");
                 return self.refuse(header);
             }
         };
-        let connection = Connection::accepted(key, self.guest_cid, stream, self.table.buffer_for_next(), header);
+        let buffer_bytes = self.table.buffer_for_next();
+        let (connection, deadline) = match route {
+            Route::Connected(stream) => (Connection::accepted(key, self.guest_cid, stream, buffer_bytes, header), None),
+            Route::Asking(stream) => {
+                let deadline = Instant::now() + limits::ASKING_TIMEOUT;
+                (Connection::asking(key, self.guest_cid, stream, buffer_bytes, header), Some(deadline))
+            }
+        };
         let Some(token) = self.table.insert(Entry::Connection(Box::new(connection))) else { return self.refuse(header) };
         if let Err(error) = self.begin_watching(token) {
             tracing::warn!(?key, %error, "A connection cannot be watched and is reset.");
             return self.reset(token);
         }
-        self.statistics.accepted += 1;
+        self.table.set_deadline(token, deadline);
+        self.statistics.accepted += u64::from(deadline.is_none()); // one that asks is counted when it is answered
         self.settle(token);
     }
 
@@ -137,7 +147,7 @@ impl Device {
     fn ended(&mut self, token: Token, confirm: bool) {
         let Some(connection) = self.table.connection_mut(token) else { return };
         let header = connection.reset_header();
-        if matches!(connection.phase(), Phase::Requested { .. }) {
+        if matches!(connection.phase(), Phase::Requested { .. } | Phase::Asking) {
             self.statistics.refused += 1;
         }
         let drains = connection.drain();

@@ -60,16 +60,41 @@ impl Device {
         let hung_up = flags.intersects(EventFlags::HUP | EventFlags::ERR);
         match self.table.entry(token) {
             None => {}
-            Some(Entry::Handshake(_)) => self.handshake(token),
+            Some(Entry::Handshake(_)) => self.handshake(token, flags),
+            Some(Entry::Connection(connection)) if connection.phase() == Phase::Asking => self.answer(token, flags),
             Some(Entry::Connection(connection)) if hung_up && matches!(connection.phase(), Phase::Requested { .. }) => {
                 self.withdraw(token); // nobody waits for the guest's answer any more
             }
-            Some(Entry::Connection(_)) => {
+            Some(Entry::Connection(_)) => self.take_event(token, flags),
+        }
+    }
+
+    fn take_event(&mut self, token: Token, flags: EventFlags) {
+        if let Some(connection) = self.table.connection_mut(token) {
+            let readable = flags.intersects(EventFlags::IN | EventFlags::RDHUP);
+            let hung_up = flags.intersects(EventFlags::HUP | EventFlags::ERR);
+            connection.on_host_event(readable, flags.contains(EventFlags::OUT), hung_up);
+        }
+        self.settle(token);
+    }
+
+    /// Reads the line with which the other end answers the router, if it is there by now.
+    fn answer(&mut self, token: Token, flags: EventFlags) {
+        let Some(stream) = self.table.entry(token).and_then(Entry::stream) else { return };
+        match read_line(stream, "OK ", flags) {
+            Line::NotYet => {}
+            Line::Number(_) => {
+                self.statistics.accepted += 1;
+                self.table.set_deadline(token, None);
                 if let Some(connection) = self.table.connection_mut(token) {
-                    let readable = flags.intersects(EventFlags::IN | EventFlags::RDHUP);
-                    connection.on_host_event(readable, flags.contains(EventFlags::OUT), hung_up);
+                    connection.answered();
                 }
-                self.settle(token);
+                self.take_event(token, flags); // the end may have come with the line
+            }
+            Line::Junk => {
+                tracing::debug!("The other end of a guest's connection did not answer `OK <number>`; it is reset.");
+                self.statistics.refused += 1;
+                self.reset(token);
             }
         }
     }
@@ -128,26 +153,22 @@ impl Device {
     }
 
     /// Reads the line of a program, if it is there by now.
-    fn handshake(&mut self, token: Token) {
+    fn handshake(&mut self, token: Token, flags: EventFlags) {
         let Some(Entry::Handshake(stream)) = self.table.entry(token) else { return };
-        match read_line(stream) {
+        match read_line(stream, "CONNECT ", flags) {
             Line::NotYet => {}
             Line::Junk => {
                 tracing::debug!("A program of the host did not send `CONNECT <port>`; its connection is closed.");
                 self.table.remove(token);
             }
-            Line::Connect(port) => {
-                let cid = if self.guest_cid == PARENT_CID { HOST_CID } else { PARENT_CID };
-                let Some(host_port) = self.free_port(cid, port) else {
-                    self.table.remove(token);
-                    return;
-                };
+            Line::Number(port) => {
+                let default = (if self.guest_cid == PARENT_CID { HOST_CID } else { PARENT_CID }, 0);
+                let source = self.peer.as_ref().and_then(|peer| peer(stream)).unwrap_or(default);
                 let Some(Entry::Handshake(stream)) = self.table.remove(token) else { return };
-                let key = Key { cid, host_port, guest_port: port };
                 // The stream is registered under the old token; the same descriptor cannot be added twice.
                 let _ = epoll::delete(&self.epoll, &stream);
-                if let Err(error) = self.request(key, stream, true) {
-                    tracing::debug!(?key, %error, "A connection to the guest cannot be opened.");
+                if let Err(error) = self.open_to_guest(stream, source, port, true) {
+                    tracing::debug!(?source, port, %error, "A connection to the guest cannot be opened.");
                 }
             }
         }
@@ -160,6 +181,13 @@ impl Device {
     /// `InvalidInput` for a source CID that the guest may not see; `AddrInUse` for a pair of ports in use; `NotConnected` while the guest's
     /// driver does not run; `QuotaExceeded` at the limit of connections; what epoll says.
     pub fn connect(&mut self, stream: UnixStream, source: (u32, u32), port: u32) -> io::Result<()> {
+        self.open_to_guest(stream, source, port, false)?;
+        self.ring();
+        Ok(())
+    }
+
+    /// Begins a connection to the guest; port 0 of the source stands for a free one. `handshake`: does its program wait for a line?
+    fn open_to_guest(&mut self, stream: UnixStream, source: (u32, u32), port: u32, handshake: bool) -> io::Result<()> {
         let (cid, host_port) = source;
         let allowed = if self.guest_cid == PARENT_CID {
             cid != 1 && cid != PARENT_CID && cid != u32::MAX
@@ -183,12 +211,6 @@ impl Device {
         if self.table.find(key).is_some() {
             return Err(io::ErrorKind::AddrInUse.into());
         }
-        self.request(key, stream, false)?;
-        self.ring();
-        Ok(())
-    }
-
-    fn request(&mut self, key: Key, stream: UnixStream, handshake: bool) -> io::Result<()> {
         let connection = Connection::requested(key, self.guest_cid, stream, self.table.buffer_for_next(), handshake);
         let token = self.table.insert(Entry::Connection(Box::new(connection))).ok_or(io::ErrorKind::QuotaExceeded)?;
         if let Err(error) = self.begin_watching(token) {
@@ -236,7 +258,7 @@ impl Device {
         }
         while let Some(token) = self.table.expired(now) {
             match self.table.connection(token).map(Connection::phase) {
-                Some(Phase::Requested { .. }) => {
+                Some(Phase::Requested { .. } | Phase::Asking) => {
                     self.statistics.refused += 1;
                     self.withdraw(token);
                 }
@@ -274,15 +296,16 @@ impl Device {
     }
 }
 
-/// A program's line, as far as it came.
+/// A line of the other end, as far as it came.
 enum Line {
     NotYet,
-    Connect(u32),
+    Number(u32),
     Junk,
 }
 
-/// Takes the line `CONNECT <port>\n` off the stream, and not a byte behind it: those are data already.
-fn read_line(stream: &UnixStream) -> Line {
+/// Takes a line of `word` and a number off the stream, and not a byte behind it: those are data already. `flags` are what epoll says, since
+/// the rest of a line does not come after the end.
+fn read_line(stream: &UnixStream, word: &str, flags: EventFlags) -> Line {
     let mut bytes = [0; limits::HANDSHAKE_BYTES];
     let seen = match recv(stream, &mut bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
         Ok((_, seen)) => seen,
@@ -291,19 +314,20 @@ fn read_line(stream: &UnixStream) -> Line {
     };
     let Some(text) = bytes.get(..seen) else { return Line::Junk };
     let Some(end) = text.iter().position(|byte| *byte == b'\n') else {
-        return if seen == 0 || seen == bytes.len() { Line::Junk } else { Line::NotYet };
+        let ended = seen == 0 || flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
+        return if ended || seen == bytes.len() { Line::Junk } else { Line::NotYet };
     };
-    let Some(port) = text.get(..end).and_then(parse_line) else { return Line::Junk };
+    let Some(number) = text.get(..end).and_then(|line| parse_line(line, word)) else { return Line::Junk };
     let mut line = [0; limits::HANDSHAKE_BYTES];
     match line.get_mut(..=end).map(|line| recv(stream, line, RecvFlags::DONTWAIT)) {
-        Some(Ok((_, taken))) if taken == end + 1 => Line::Connect(port),
+        Some(Ok((_, taken))) if taken == end + 1 => Line::Number(number),
         _ => Line::Junk,
     }
 }
 
-/// The port of a line without its end.
-fn parse_line(line: &[u8]) -> Option<u32> {
-    let digits = line.strip_prefix(b"CONNECT ")?;
+/// The number of a line without its end.
+fn parse_line(line: &[u8], word: &str) -> Option<u32> {
+    let digits = line.strip_prefix(word.as_bytes())?;
     let plain = (1..=10).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
     plain.then(|| std::str::from_utf8(digits).ok()?.parse().ok())?
 }
@@ -320,12 +344,12 @@ mod tests {
 
     #[test]
     fn only_the_exact_line_is_taken() {
-        assert_eq!(parse_line(b"CONNECT 0"), Some(0));
-        assert_eq!(parse_line(b"CONNECT 4294967295"), Some(u32::MAX));
+        assert_eq!(parse_line(b"CONNECT 0", "CONNECT "), Some(0));
+        assert_eq!(parse_line(b"CONNECT 4294967295", "CONNECT "), Some(u32::MAX));
         for junk in
             ["CONNECT 4294967296", "CONNECT ", "CONNECT  1", "CONNECT +1", "connect 1", "CONNECT 1 ", "CONNECT 1\r", "GET / HTTP/1.1", ""]
         {
-            assert_eq!(parse_line(junk.as_bytes()), None, "{junk:?}");
+            assert_eq!(parse_line(junk.as_bytes(), "CONNECT "), None, "{junk:?}");
         }
     }
 
@@ -335,7 +359,7 @@ mod tests {
         let (mut program, mut ours) = UnixStream::pair().unwrap();
         program.write_all(b"CONNECT 17\nhello").unwrap();
 
-        assert!(matches!(read_line(&ours), Line::Connect(17)));
+        assert!(matches!(read_line(&ours, "CONNECT ", EventFlags::IN), Line::Number(17)));
 
         let mut rest = [0; 5];
         ours.read_exact(&mut rest).unwrap();
@@ -346,10 +370,10 @@ mod tests {
     fn an_endless_line_is_junk_and_a_short_one_may_still_come() {
         use std::io::Write;
         let (mut program, ours) = UnixStream::pair().unwrap();
-        assert!(matches!(read_line(&ours), Line::NotYet));
+        assert!(matches!(read_line(&ours, "CONNECT ", EventFlags::IN), Line::NotYet));
         program.write_all(b"CONNECT 1").unwrap();
-        assert!(matches!(read_line(&ours), Line::NotYet));
+        assert!(matches!(read_line(&ours, "CONNECT ", EventFlags::IN), Line::NotYet));
         program.write_all(&[b'1'; limits::HANDSHAKE_BYTES]).unwrap();
-        assert!(matches!(read_line(&ours), Line::Junk));
+        assert!(matches!(read_line(&ours, "CONNECT ", EventFlags::IN), Line::Junk));
     }
 }

@@ -14,6 +14,8 @@ mod driver_model;
 mod tests;
 #[cfg(test)]
 mod tests_ends;
+#[cfg(test)]
+mod tests_routes;
 
 use std::collections::VecDeque;
 use std::io;
@@ -28,6 +30,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use crate::Router;
+use crate::config::{Peer, VsockConfig};
 use crate::connection::{Connection, Phase};
 use crate::limits;
 use crate::packet::Header;
@@ -86,6 +89,7 @@ pub struct Device {
     guest_cid: u32,
     router: Arc<dyn Router>,
     listener: Option<UnixListener>,
+    peer: Option<Arc<Peer>>,
     epoll: OwnedFd,
     /// Rings when there is work that no queue and no stream announces.
     wake: OwnedFd,
@@ -113,12 +117,13 @@ impl std::fmt::Debug for Device {
 }
 
 impl Device {
-    /// A device for the guest with CID `guest_cid`: 3 for a parent VM, else 4 and up but not `u32::MAX`.
+    /// A device as `config` describes it.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for another CID; what the system says about epoll, eventfd and timerfd.
-    pub fn new(guest_cid: u32, router: Arc<dyn Router>, listener: Option<UnixListener>) -> io::Result<Self> {
+    /// `InvalidInput` for a CID that no guest can have; what the system says about epoll, eventfd and timerfd.
+    pub fn new(config: VsockConfig) -> io::Result<Self> {
+        let VsockConfig { guest_cid, router, listener, peer } = config;
         if guest_cid < PARENT_CID || guest_cid == u32::MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("CID {guest_cid} is reserved; give a guest 4 or more.")));
         }
@@ -137,6 +142,7 @@ impl Device {
             guest_cid,
             router,
             listener,
+            peer,
             epoll,
             wake,
             timer,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use nitroxide_engine::{Accelerator, Discovery, Engine, FileRange, VirtioDiscovery, Vm, VmSpec};
 use nitroxide_testkit::Setup;
 use nitroxide_testkit::images::ImageSpec;
-use nitroxide_vsock::{ConnectRequest, Router, VsockBackend, VsockConfig, spawn};
+use nitroxide_vsock::{ConnectRequest, Route, Router, VsockBackend, VsockConfig, spawn};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -58,14 +58,14 @@ impl Ports {
 }
 
 impl Router for Ports {
-    fn connect(&self, request: ConnectRequest) -> io::Result<UnixStream> {
+    fn connect(&self, request: ConnectRequest) -> io::Result<Route> {
         let listeners = self.listeners.lock().unwrap();
         let listener = listeners.get(&request.port).ok_or(io::ErrorKind::ConnectionRefused)?;
         let (ours, theirs) = UnixStream::pair()?;
         theirs.set_read_timeout(Some(PATIENCE))?;
         theirs.set_write_timeout(Some(PATIENCE))?;
         listener.send((request, theirs)).map_err(|_| io::ErrorKind::ConnectionRefused)?;
-        Ok(ours)
+        Ok(ours.into())
     }
 }
 
@@ -92,9 +92,8 @@ impl Guest {
         let ports = Arc::new(Ports::default());
         let control = ports.listen(CONTROL);
         let backend = spawn(VsockConfig {
-            guest_cid: CID,
-            router: Arc::clone(&ports) as Arc<dyn Router>,
             listener: Some(UnixListener::bind(&socket).unwrap()),
+            ..VsockConfig::new(CID, Arc::clone(&ports) as Arc<dyn Router>)
         })
         .unwrap();
         let mut vm = launch(backend.take_frontend().unwrap());
