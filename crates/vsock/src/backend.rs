@@ -11,18 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use vhost::vhost_user::Listener;
-use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
-use vmm_sys_util::epoll::EventSet;
+use vhost_user_backend::ShutdownHandle;
 
 use crate::config::VsockConfig;
 use crate::device::{Device, Statistics};
-use crate::face::{Face, HOST_EVENT};
+use crate::service::{Service, SharedDevice, lock};
 
 /// A running vsock device; dropping it ends its threads and closes every connection.
 #[derive(Debug)]
 pub struct VsockBackend {
-    face: Arc<Face>,
+    device: SharedDevice,
     frontend: Mutex<Option<OwnedFd>>,
     shutdown: Shutdown,
     supervisor: Option<JoinHandle<()>>,
@@ -43,28 +41,12 @@ impl std::fmt::Debug for Shutdown {
 ///
 /// `InvalidInput` for a CID that no guest can have; else what the system says about threads, sockets and memory.
 pub fn spawn(config: VsockConfig) -> io::Result<VsockBackend> {
-    let device = Device::new(config)?;
-    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let face = Arc::new(Face::new(device, memory.clone())?);
-    let mut daemon = VhostUserDaemon::new("vsock-messages".to_owned(), Arc::clone(&face), memory)
-        .map_err(|error| io::Error::other(error.to_string()))?;
-    for handler in daemon.get_epoll_handlers() {
-        // The descriptor outlives the handler: the handler's thread ends with the daemon, and the face lives in both.
-        let events = face.device().events_fd().as_raw_fd();
-        handler.register_listener(events, EventSet::IN, HOST_EVENT)?;
-    }
-    let frontend = connect_pair(&mut daemon)?;
-    let shutdown = daemon.shutdown_handle().ok_or_else(|| io::Error::other("The vhost-user thread ended at once."))?;
-    let supervised = Arc::clone(&face);
-    let supervisor = std::thread::Builder::new().name("vsock-end".to_owned()).spawn(move || {
-        if let Err(error) = daemon.wait() {
-            tracing::debug!(%error, "The vhost-user connection ended.");
-        }
-        supervised.device().stop();
-        drop(daemon); // ends and joins the thread that moves data
-        supervised.device().stop(); // what it opened in the meantime
-    })?;
-    Ok(VsockBackend { face, frontend: Mutex::new(Some(frontend)), shutdown: Shutdown(shutdown), supervisor: Some(supervisor) })
+    let device = Arc::new(Mutex::new(Device::new(config)?));
+    let (listener, frontend) = connected_pair()?;
+    let service = Service::accept(&device, &mut Listener::from(listener))?;
+    let shutdown = service.shutdown_handle();
+    let supervisor = std::thread::Builder::new().name("vsock-end".to_owned()).spawn(move || service.run())?;
+    Ok(VsockBackend { device, frontend: Mutex::new(Some(frontend)), shutdown: Shutdown(shutdown), supervisor: Some(supervisor) })
 }
 
 impl VsockBackend {
@@ -86,13 +68,13 @@ impl VsockBackend {
     /// `InvalidInput` for a source CID that the guest may not see; `AddrInUse` for a pair of ports in use; `NotConnected` while the guest's
     /// driver does not run; `QuotaExceeded` at the limit of connections.
     pub fn connect(&self, stream: UnixStream, source: (u32, u32), port: u32) -> io::Result<()> {
-        self.face.device().connect(stream, source, port)
+        lock(&self.device).connect(stream, source, port)
     }
 
     /// The counters now.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        self.face.device().statistics()
+        lock(&self.device).statistics()
     }
 }
 
@@ -107,22 +89,20 @@ impl Drop for VsockBackend {
     }
 }
 
-/// Connects the daemon to ourselves and returns the other end.
+/// A socket that nobody can connect to any more, with one connection waiting in it, and the other end of that.
 ///
-/// The crate can only listen or connect by a path, so a socket file lives for this moment in a new directory that only this user can enter;
-/// then both are gone. No abstract name: any local user could take or reach it.
-fn connect_pair(daemon: &mut VhostUserDaemon<Arc<Face>>) -> io::Result<OwnedFd> {
+/// The crate accepts its connection itself, so a socket file lives for this moment in a new directory that only this user can enter; both are
+/// gone before anything else is done. (`kill -9` just here leaves them behind: there is no way to bind without a name.) No abstract name: any
+/// local user could reach it.
+fn connected_pair() -> io::Result<(UnixListener, OwnedFd)> {
     let directory = private_directory()?;
     // Through the descriptor, the path is short enough for a socket address wherever the directory lies.
     let handle = std::fs::File::open(directory.path())?;
     let path = PathBuf::from(format!("/proc/self/fd/{}/vhost", handle.as_raw_fd()));
-    let listening = UnixListener::bind(&path)?;
+    let listener = UnixListener::bind(&path)?;
     let frontend = UnixStream::connect(&path)?;
-    let mut listener = Listener::from(listening);
-    daemon.start(&mut listener).map_err(|error| io::Error::other(error.to_string()))?;
-    drop(listener);
     directory.close()?;
-    Ok(frontend.into())
+    Ok((listener, frontend.into()))
 }
 
 /// A new directory with mode 0700 in the first place that allows one.

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::ops::Deref;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VringMutex, VringT};
@@ -17,6 +17,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use crate::device::{Device, Rings};
+use crate::service::{SharedDevice, lock};
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -31,12 +32,10 @@ const QUEUE_ENTRIES: usize = 1024;
 /// The guest's memory as the frontend describes it, replaced as a whole.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
-/// The device behind its lock, with what vhost needs beside it.
-///
-/// The lock is held by the thread that moves data, for one bounded piece of work at a time, and by owners for a look or a new connection.
+/// A device with what vhost needs beside it, for one front-end.
 #[derive(Debug)]
 pub struct Face {
-    device: Mutex<Device>,
+    device: SharedDevice,
     memory: Memory,
     exit: (EventConsumer, EventNotifier),
 }
@@ -47,14 +46,13 @@ impl Face {
     /// # Errors
     ///
     /// What the system says about an eventfd.
-    pub fn new(device: Device, memory: Memory) -> io::Result<Self> {
+    pub fn new(device: SharedDevice, memory: Memory) -> io::Result<Self> {
         let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
-        Ok(Self { device: Mutex::new(device), memory, exit })
+        Ok(Self { device, memory, exit })
     }
 
-    /// The device. A panic elsewhere does not take it away: its state is plain data.
-    pub fn device(&self) -> MutexGuard<'_, Device> {
-        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    fn device(&self) -> MutexGuard<'_, Device> {
+        lock(&self.device)
     }
 }
 
