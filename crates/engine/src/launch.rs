@@ -116,6 +116,13 @@ impl Engine {
         accelerate::kvm_works().clone()
     }
 
+    /// The frequency of this host's time stamp counter in kHz, which a guest kernel under TCG has to be told (`tsc_early_khz=`); none where the counter
+    /// does not keep its rate. Takes 20 ms the first time.
+    pub fn counter_khz() -> Option<u64> {
+        tsc::begin();
+        tsc::khz()
+    }
+
     /// Tries how far this host lets a VM be confined, with a QEMU that only tells its version; none for an engine without a VM.
     ///
     /// # Errors
