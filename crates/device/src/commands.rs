@@ -88,7 +88,7 @@ fn alloc(shared: &Shared, request: pci::SlotAlloc) -> Result<Reply, DeviceCode> 
     table.slots.insert(uid, Entry::new(slot));
     drop(table);
     drop(reserving);
-    Ok(Reply { slot_uid: uid.0, mem_regions: u64::from(shared.limits.max_regions), ..Reply::default() })
+    Ok(Reply { slot_uid: uid.0, mem_regions: u64::from(shared.max_regions()), ..Reply::default() })
 }
 
 /// Counts a SLOT_ALLOC under way until it is dropped.
@@ -137,7 +137,7 @@ fn reserve_memory(shared: &Shared, table: &mut Table, uid: SlotUid, run: MemoryR
     if run.size == 0 || !aligned || run.gpa.0.checked_add(run.size).is_none() {
         return Err(DeviceCode::EINVAL);
     }
-    if entry.runs.len() >= usize::try_from(shared.limits.max_regions).unwrap_or(usize::MAX) {
+    if entry.runs.len() >= usize::try_from(shared.max_regions()).unwrap_or(usize::MAX) {
         return Err(Code::MEM_MAX_REGIONS.into());
     }
     let total = total.ok_or(DeviceCode::ENOMEM)?;

@@ -4,7 +4,7 @@
 //! rules are described in `docs/device.md`.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use nitroxide_abi::pci::{EventCounter, Reply};
 
 use crate::fault::{FaultState, Field, Strike};
 use crate::slots::{Phase, Slots};
-use crate::{EndedNotifier, Faults, Launcher, Limits, commands};
+use crate::{DeviceCode, EndedNotifier, Faults, Launcher, Limits, commands};
 
 /// One Nitro Enclaves device: slots, commands, events.
 ///
@@ -29,6 +29,8 @@ pub struct Device {
 /// What commands, notifiers and delayed events share.
 pub(crate) struct Shared {
     pub(crate) limits: Limits,
+    /// [`Limits::max_regions`] as it is now.
+    pub(crate) max_regions: AtomicU32,
     pub(crate) launcher: Arc<dyn Launcher>,
     pub(crate) slots: Slots,
     faults: Mutex<FaultState>,
@@ -58,6 +60,7 @@ impl Device {
     pub fn new(limits: Limits, faults: Faults, launcher: Arc<dyn Launcher>) -> Self {
         let shared = Shared {
             limits,
+            max_regions: AtomicU32::new(limits.max_regions),
             launcher,
             slots: Slots::default(),
             faults: Mutex::new(FaultState::new(faults)),
@@ -79,6 +82,11 @@ impl Device {
         let strike = lock(&self.shared.faults).next_command(number);
         let outcome = match strike.refuse {
             Some(code) => Err(code),
+            None if strike.hold => {
+                tracing::warn!(number, "an injected fault holds the command until the device is reset");
+                self.shared.slots.await_reset();
+                Err(DeviceCode::ENODEV)
+            }
             None => commands::carry_out(&self.shared, number, request),
         };
         let mut reply = outcome.unwrap_or_else(|code| Reply { rc: code.raw(), ..Reply::default() });
@@ -128,6 +136,22 @@ impl Device {
         self.shared.raise_event_now();
     }
 
+    /// Says that the enclave of a slot has ended by itself, as the launcher would; false if it does not run.
+    ///
+    /// The launcher is not told, so what it started goes on until the slot is freed. For tests of drivers and clients.
+    pub fn report_end(&self, uid: SlotUid) -> bool {
+        let starts = self.shared.slots.lock().slots.get(&uid).filter(|entry| entry.phase == Phase::Running).map(|entry| entry.starts);
+        if let Some(starts) = starts {
+            self.shared.ended(uid, starts);
+        }
+        starts.is_some()
+    }
+
+    /// Changes how many pieces of memory a slot may have ([`Limits::max_regions`]); drivers are told with their next SLOT_ALLOC.
+    pub fn set_max_regions(&self, max_regions: u32) {
+        self.shared.max_regions.store(max_regions, Ordering::SeqCst);
+    }
+
     /// What is given away at the moment.
     #[must_use]
     pub fn usage(&self) -> Usage {
@@ -141,10 +165,10 @@ impl Device {
         }
     }
 
-    /// The limits the device was made with.
+    /// The limits in force.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        self.shared.limits
+        Limits { max_regions: self.shared.max_regions(), ..self.shared.limits }
     }
 }
 
@@ -161,6 +185,11 @@ impl fmt::Debug for Device {
 }
 
 impl Shared {
+    /// How many pieces of memory a slot may have.
+    pub(crate) fn max_regions(&self) -> u32 {
+        self.max_regions.load(Ordering::SeqCst)
+    }
+
     /// The notifier for the `starts`th start of a slot. It does not keep the device alive.
     pub(crate) fn notifier(self: &Arc<Self>, uid: SlotUid, starts: u64) -> EndedNotifier {
         let shared = Arc::downgrade(self);

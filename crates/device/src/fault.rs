@@ -137,6 +137,8 @@ pub(crate) enum Action {
     Delay(Duration),
     /// The command is carried out, but its reply (or the event) never comes.
     Lost,
+    /// The command is not carried out before the device is reset, and refused then.
+    Hold,
     /// An event is raised although nothing has happened.
     Spurious,
     /// The command is carried out, but a field of its reply is wrong.
@@ -150,6 +152,7 @@ impl fmt::Display for Action {
             Self::PositiveCode(rc) => write!(f, "+{rc}"),
             Self::Delay(time) => write!(f, "delay:{}ms", time.as_millis()),
             Self::Lost => f.write_str("lost"),
+            Self::Hold => f.write_str("hold"),
             Self::Spurious => f.write_str("spurious"),
             Self::Field(field, value) => write!(f, "{field}:{value}"),
         }
@@ -187,6 +190,8 @@ pub(crate) struct Strike {
     pub(crate) delay: Duration,
     /// Do not answer.
     pub(crate) lost: bool,
+    /// Hold it until a reset.
+    pub(crate) hold: bool,
     /// Raise an event.
     pub(crate) spurious: bool,
     /// Answer with these fields.
@@ -266,6 +271,7 @@ impl Strike {
             }
             Action::Delay(time) => self.delay = self.delay.saturating_add(time),
             Action::Lost => self.lost = true,
+            Action::Hold => self.hold = true,
             Action::Spurious => self.spurious = true,
             Action::Field(field, value) => self.fields.push((field, value)),
         }

@@ -106,6 +106,8 @@ pub(crate) struct Table {
     pub(crate) reserving: u32,
     /// Resets that are running; while there are any, nothing new is begun.
     pub(crate) resets: u32,
+    /// How many resets have begun, wrapping.
+    pub(crate) resets_begun: u64,
 }
 
 impl Table {
@@ -189,10 +191,21 @@ impl Slots {
         drop(slot);
     }
 
+    /// Waits until a reset begins, or is under way.
+    pub(crate) fn await_reset(&self) {
+        let mut table = self.lock();
+        let before = table.resets_begun;
+        while table.resets == 0 && table.resets_begun == before {
+            table = self.wait(table);
+        }
+    }
+
     /// Gives every slot back, waiting for calls under way. New calls are refused meanwhile.
     pub(crate) fn free_all(&self) {
         let mut table = self.lock();
         table.resets = table.resets.saturating_add(1);
+        table.resets_begun = table.resets_begun.wrapping_add(1);
+        self.ring();
         loop {
             let idle = table.slots.iter().find(|(_, entry)| entry.slot.is_some()).map(|(uid, _)| *uid);
             if let Some(uid) = idle {

@@ -367,3 +367,40 @@ mod odd_launchers {
 }
 
 use odd_launchers::{EndsAtOnce, FailsOnce, Panics};
+
+#[test]
+fn a_held_command_is_refused_when_the_device_is_reset() {
+    let device = std::sync::Arc::new(Device::new(Limits::default(), "alloc=hold".parse().unwrap(), Arc::new(NullLauncher::default())));
+    let held = {
+        let device = std::sync::Arc::clone(&device);
+        std::thread::spawn(move || device.command(Command::SlotAlloc.number(), &[0]))
+    };
+    // A reset before the command came holds nothing up either; so it is repeated until the command is back.
+    while !held.is_finished() {
+        device.reset();
+        std::thread::yield_now();
+    }
+    assert_eq!(held.join().unwrap().unwrap().rc, -19);
+    assert_eq!(device.usage().slots, 0);
+}
+
+#[test]
+fn most_regions_change_for_slots_from_now_on() {
+    let device = Device::new(Limits::default(), Faults::none(), Arc::new(NullLauncher::default()));
+    device.set_max_regions(1);
+    let reply = device.command(Command::SlotAlloc.number(), &[0]).unwrap();
+    assert_eq!((reply.rc, reply.mem_regions, device.limits().max_regions), (0, 1, 1));
+}
+
+#[test]
+fn a_reported_end_is_an_event_once_and_only_for_a_running_enclave() {
+    let device = Device::new(Limits::default(), Faults::none(), Arc::new(NullLauncher::default()));
+    assert!(!device.report_end(SlotUid(1)));
+    let allocated = send(&device, Command::SlotAlloc, &[0]).slot_uid;
+    assert!(!device.report_end(SlotUid(allocated)));
+    let slot = running(&device, 0, 1);
+    assert!(device.report_end(SlotUid(slot)));
+    assert!(!device.report_end(SlotUid(slot)));
+    assert_eq!(device.event_counter().events, 1);
+    assert_eq!(info(&device, slot).state, state::STOPPED);
+}

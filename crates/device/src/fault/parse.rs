@@ -4,7 +4,7 @@
 //! faults   = [ rule *( separator rule ) ]          separator: commas, semicolons, blanks, line ends
 //! rule     = target [ "@" when ] "=" action
 //! when     = N | N "+" | N "-" M                   counted from 1
-//! action   = "-" NAME | "-" N | "+" N | "delay:" N unit | "lost" | "spurious" | field ":" N
+//! action   = "-" NAME | "-" N | "+" N | "delay:" N unit | "lost" | "hold" | "spurious" | field ":" N
 //! unit     = "ms" | "s" | "min"
 //! ```
 
@@ -43,7 +43,7 @@ pub enum ParseFaultsError {
         /// The part that is not understood.
         when: String,
     },
-    /// The fault rule `{rule}` asks for `{action}`; possible are an error such as `-EIO`, `-NE_ERR_MEM_MAX_REGIONS` or `-22`, a positive code such as `+5`, `delay:5s`, `lost`, `spurious`, and `uid:`, `cid:`, `state:` or `regions:` with a number.
+    /// The fault rule `{rule}` asks for `{action}`; possible are an error such as `-EIO`, `-NE_ERR_MEM_MAX_REGIONS` or `-22`, a positive code such as `+5`, `delay:5s`, `lost`, `hold`, `spurious`, and `uid:`, `cid:`, `state:` or `regions:` with a number.
     UnknownAction {
         /// The whole rule.
         rule: String,
@@ -127,6 +127,7 @@ fn parse_action(rule: &str, action: &str) -> Result<Action, ParseFaultsError> {
     let unknown = || ParseFaultsError::UnknownAction { rule: rule.to_owned(), action: action.to_owned() };
     match action {
         "lost" => return Ok(Action::Lost),
+        "hold" => return Ok(Action::Hold),
         "spurious" => return Ok(Action::Spurious),
         _ => {}
     }
