@@ -44,7 +44,7 @@ pub fn resize(terminal: &File, rows: u16, columns: u16) -> io::Result<()> {
 
 /// Makes standard input the controlling terminal of a new session and becomes the program. Returns only a failure.
 pub fn second_stage(mut arguments: impl Iterator<Item = OsString>) -> impl fmt::Display {
-    let mut become_program = || -> io::Result<()> {
+    let become_program = || -> io::Result<()> {
         rustix::process::setsid()?;
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
         let program = arguments.next().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
