@@ -188,30 +188,37 @@ impl<'a, S: ReadAt + Sync> Measurer<'a, S> {
                 ControlFlow::Break(()) => Err(ReadError::Cancelled { done }),
             }
         };
-        let computed = match self.threads {
-            Threads::One => each_chunk(image, |chunk, bytes| {
+        let mut computed = None;
+        if self.threads == Threads::Two {
+            let pipeline = Pipeline::new(image);
+            let helped = std::thread::scope(|scope| {
+                let helper = std::thread::Builder::new().name("eif-measure".to_owned()).spawn_scoped(scope, || {
+                    pipeline.consume(1, |chunk, bytes| {
+                        application.add(chunk, bytes);
+                        Ok(())
+                    });
+                });
+                if helper.is_err() {
+                    return false; // there is no thread to be had: this one does it all
+                }
+                pipeline.consume(0, |chunk, bytes| {
+                    whole.add(chunk, bytes);
+                    progress(bytes.len())
+                });
+                // A panic of the helper (of the source's reader, that is) becomes ours when the scope ends.
+                true
+            });
+            if helped {
+                computed = Some(pipeline.finish()?);
+            }
+        }
+        let computed = match computed {
+            Some(computed) => computed,
+            None => each_chunk(image, |chunk, bytes| {
                 whole.add(chunk, bytes);
                 application.add(chunk, bytes);
                 progress(bytes.len())
             })?,
-            Threads::Two => {
-                let pipeline = Pipeline::new(image);
-                std::thread::scope(|scope| {
-                    let helper = scope.spawn(|| {
-                        pipeline.consume(1, |chunk, bytes| {
-                            application.add(chunk, bytes);
-                            Ok(())
-                        })
-                    });
-                    pipeline.consume(0, |chunk, bytes| {
-                        whole.add(chunk, bytes);
-                        progress(bytes.len())
-                    });
-                    // A panic of the helper (of the source's reader, that is) becomes ours when the scope ends.
-                    drop(helper);
-                });
-                pipeline.finish()?
-            }
         };
         let (pcr0, pcr1) = whole.finish();
         let pcr8 =
