@@ -1,5 +1,4 @@
 //! A process that gets no thread measures all the same.
-#![expect(clippy::unwrap_used, reason = "test helpers fail as tests do")]
 
 mod common;
 
