@@ -1,10 +1,11 @@
-//! What tests share: the unpacked kernel and QEMU, static guest programs, initramfs images.
+//! What tests share: the unpacked kernel and QEMU, static guest programs, enclave images, and a parent VM ([`parent_vm`]).
 //!
 //! Only tests and chores use it, so it may panic: a missing part is a failed test with a message that says what to run.
 
 #![forbid(unsafe_code)]
 
 pub mod images;
+pub mod parent_vm;
 mod programs;
 mod setup;
 

@@ -46,6 +46,30 @@ impl Setup {
             .expect("the unpacked tree has no kernel: run `cargo xtask setup` again")
     }
 
+    /// A static busybox, which is a parent VM's shell and tools.
+    ///
+    /// # Panics
+    ///
+    /// Where the second stage of setup has not run: `cargo xtask setup --tests`.
+    pub fn busybox(&self) -> PathBuf {
+        self.extra("busybox")
+    }
+
+    /// The C source of the kernel's own sample for Nitro Enclaves.
+    ///
+    /// # Panics
+    ///
+    /// As [`Setup::busybox`].
+    pub fn ne_ioctl_sample_source(&self) -> PathBuf {
+        self.extra("ne_ioctl_sample.c")
+    }
+
+    fn extra(&self, name: &str) -> PathBuf {
+        let path = self.root.with_file_name("extra").join(name);
+        assert!(path.exists(), "{} is not there: run `cargo xtask setup --tests` first", path.display());
+        path
+    }
+
     /// A kernel module by its name without ending, e.g. `vsock`; possibly still compressed (`.ko.xz`).
     ///
     /// # Panics
