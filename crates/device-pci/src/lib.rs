@@ -2,7 +2,7 @@
 //!
 //! [`PciServer`] serves it at a UNIX socket, where QEMU's `vfio-user-pci` finds it: any VM becomes a parent instance, with the distribution's own
 //! `nitro_enclaves` driver on top. Behind it stands one [`Device`](nitroxide_device::Device); [`ParentRam`] is the VM's memory, from which
-//! drivers donate. Description with a picture: docs/device-pci.md.
+//! drivers donate, and [`ParentVsock`] its way to talk to enclaves. Description with a picture: docs/device-pci.md.
 //!
 //! From the inside out: [`registers`], [`config`], `control` and [`msix`] are pure; [`function`] joins them with the device and its threads; `server` joins
 //! that with crate `vfio_user`.
@@ -12,10 +12,12 @@ pub mod config;
 mod control;
 pub mod function;
 pub mod msix;
+mod parent_vsock;
 mod ram;
 pub mod registers;
 mod server;
 
+pub use parent_vsock::{ParentVsock, ParentVsockError};
 pub use ram::{ParentRam, Window};
 pub use server::{BindError, PciServer, ServeError, ServerOptions, Stop};
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use displaydoc::Display;
 use nitroxide_device::MemoryRun;
 use nitroxide_enclave::ParentMemory;
 use nitroxide_engine::FileRange;
@@ -92,21 +93,203 @@ impl ParentRam {
     }
 }
 
+/// Why memory cannot be donated.
+#[derive(Debug, PartialEq, Eq, Display)]
+enum Refusal {
+    /// there is no memory at {0:#x}
+    Nothing(u64),
+    /// the memory at {0:#x} is no file that can be shared: start QEMU with `-object memory-backend-memfd,share=on` and `memory-backend=`
+    NoFile(u64),
+    /// the file behind the memory at {0:#x} is too short
+    ShortFile(u64),
+    /// the memory at {0:#x} is also at {1:#x}
+    Alias(u64, u64),
+}
+
+/// Finds the ranges behind the addresses from `begin` to `end`.
+fn find(windows: &BTreeMap<u64, Mapped>, begin: u64, end: u64) -> Result<Vec<FileRange>, Refusal> {
+    let mut at = begin;
+    let mut ranges = Vec::new();
+    while at < end {
+        let (&iova, mapped) = windows.range(..=at).next_back().ok_or(Refusal::Nothing(at))?;
+        let within = at - iova;
+        let left = mapped.size.checked_sub(within).filter(|left| *left > 0).ok_or(Refusal::Nothing(at))?;
+        let file = mapped.file.as_ref().ok_or(Refusal::NoFile(at))?;
+        let size = left.min(end - at);
+        // That the window's end does not wrap was checked when it came.
+        let offset = mapped.file_offset.saturating_add(within);
+        let length = fstat(&file.handle).ok().and_then(|status| u64::try_from(status.st_size).ok()).unwrap_or(0);
+        if offset.checked_add(size).is_none_or(|end| end > length) {
+            return Err(Refusal::ShortFile(at));
+        }
+        if let Some(other) = alias(windows, iova, file.identity, offset, size) {
+            return Err(Refusal::Alias(at, other));
+        }
+        ranges.push(FileRange { file: Arc::clone(&file.handle), offset, size });
+        at = at.saturating_add(size);
+    }
+    Ok(ranges)
+}
+
+/// Where else than in the window at `iova` a piece of a file is seen.
+fn alias(windows: &BTreeMap<u64, Mapped>, iova: u64, identity: (u64, u64), offset: u64, size: u64) -> Option<u64> {
+    let overlaps = |mapped: &Mapped| {
+        mapped.file.as_ref().is_some_and(|file| file.identity == identity)
+            && mapped.file_offset < offset.saturating_add(size)
+            && offset < mapped.file_offset.saturating_add(mapped.size)
+    };
+    windows.iter().find(|(other, mapped)| **other != iova && overlaps(mapped)).map(|(other, _)| *other)
+}
+
 impl ParentMemory for ParentRam {
     fn resolve(&self, run: MemoryRun) -> Option<Vec<FileRange>> {
         let windows = self.lock();
         let end = run.gpa.0.checked_add(run.size)?;
-        let mut at = run.gpa.0;
-        let mut ranges = Vec::new();
-        while at < end {
-            let (iova, mapped) = windows.range(..=at).next_back()?;
-            let within = at - iova;
-            let left = mapped.size.checked_sub(within).filter(|left| *left > 0)?;
-            let file = mapped.file.as_ref()?;
-            let size = left.min(end - at);
-            ranges.push(FileRange { file: Arc::clone(&file.handle), offset: mapped.file_offset.checked_add(within)?, size });
-            at = at.checked_add(size)?;
+        find(&windows, run.gpa.0, end).inspect_err(|reason| tracing::warn!("Memory cannot be donated: {reason}")).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nitroxide_abi::Gpa;
+    use proptest::prelude::*;
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn file(size: u64) -> OwnedFd {
+        let file = memfd_create("ram", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, size).unwrap();
+        file
+    }
+
+    fn window(iova: u64, size: u64, file_offset: u64, file: &OwnedFd) -> Window {
+        Window { iova, size, file_offset, readable: true, writable: true, file: Some(file.try_clone().unwrap()) }
+    }
+
+    fn resolve(ram: &ParentRam, gpa: u64, size: u64) -> Option<Vec<(u64, u64)>> {
+        let ranges = ram.resolve(MemoryRun { gpa: Gpa(gpa), size })?;
+        Some(ranges.into_iter().map(|range| (range.offset, range.size)).collect())
+    }
+
+    /// A q35 machine with 4 GiB: half below, half above 4 GiB, with the windows that firmware makes below 1 MiB.
+    fn q35() -> ParentRam {
+        let ram = ParentRam::new();
+        let file = file(4096 * MIB);
+        ram.map(window(0, 0xC_3000, 0, &file));
+        ram.map(Window { writable: false, ..window(0xC_3000, 0x1_5000, 0xC_3000, &file) });
+        ram.map(window(0xF_0000, 0x1_0000, 0xF_0000, &file));
+        ram.map(window(MIB, 2047 * MIB, MIB, &file));
+        ram.map(window(4096 * MIB, 2048 * MIB, 2048 * MIB, &file));
+        ram.map(Window { file: None, ..window(0xFFFC_0000, 0x4_0000, 0, &file) });
+        ram
+    }
+
+    #[test]
+    fn memory_is_found_in_its_window() {
+        let ram = q35();
+        assert_eq!(resolve(&ram, 2 * MIB, 4 * MIB), Some(vec![(2 * MIB, 4 * MIB)]));
+        assert_eq!(resolve(&ram, 4096 * MIB, 1024 * MIB), Some(vec![(2048 * MIB, 1024 * MIB)]));
+        assert_eq!(resolve(&ram, 2046 * MIB, 2 * MIB), Some(vec![(2046 * MIB, 2 * MIB)]));
+    }
+
+    #[test]
+    fn a_run_across_windows_is_in_pieces() {
+        let ram = ParentRam::new();
+        let (a, b) = (file(4 * MIB), file(8 * MIB));
+        ram.map(window(0, 4 * MIB, 0, &a));
+        ram.map(window(4 * MIB, 4 * MIB, 2 * MIB, &b));
+        assert_eq!(resolve(&ram, 2 * MIB, 4 * MIB), Some(vec![(2 * MIB, 2 * MIB), (2 * MIB, 2 * MIB)]));
+    }
+
+    #[test]
+    fn what_is_no_memory_of_the_parent_is_refused() {
+        let ram = q35();
+        for (gpa, size) in [
+            (0, 2 * MIB),                // a read-only window in it
+            (2046 * MIB, 4 * MIB),       // beyond the lower half
+            (3072 * MIB, 2 * MIB),       // nothing there
+            (0xFFFC_0000, 0x4_0000),     // without a file
+            (6144 * MIB - MIB, 2 * MIB), // beyond the upper half
+            (u64::MAX - MIB, 2 * MIB),   // wraps
+            (u64::MAX - 2 * MIB + 1, 2 * MIB - 1),
+        ] {
+            assert_eq!(resolve(&ram, gpa, size), None, "{gpa:#x}");
         }
-        Some(ranges)
+    }
+
+    #[test]
+    fn memory_seen_at_two_addresses_is_refused_until_it_is_seen_once() {
+        let ram = ParentRam::new();
+        let file = file(8 * MIB);
+        ram.map(window(0, 8 * MIB, 0, &file));
+        ram.map(window(16 * MIB, 2 * MIB, 2 * MIB, &file));
+        assert_eq!(resolve(&ram, 2 * MIB, 2 * MIB), None);
+        assert_eq!(resolve(&ram, 16 * MIB, 2 * MIB), None);
+        assert_eq!(resolve(&ram, 4 * MIB, 2 * MIB), Some(vec![(4 * MIB, 2 * MIB)]));
+        ram.unmap(16 * MIB, MIB);
+        assert_eq!(resolve(&ram, 2 * MIB, 2 * MIB), None);
+        ram.unmap(16 * MIB, 2 * MIB);
+        assert_eq!(resolve(&ram, 2 * MIB, 2 * MIB), Some(vec![(2 * MIB, 2 * MIB)]));
+        ram.unmap_all();
+        assert_eq!(resolve(&ram, 2 * MIB, 2 * MIB), None);
+    }
+
+    #[test]
+    fn a_file_that_is_shorter_than_its_window_is_refused() {
+        let ram = ParentRam::new();
+        ram.map(window(0, 8 * MIB, 0, &file(4 * MIB)));
+        assert_eq!(resolve(&ram, 2 * MIB, 4 * MIB), None);
+        assert_eq!(resolve(&ram, 2 * MIB, 2 * MIB), Some(vec![(2 * MIB, 2 * MIB)]));
+    }
+
+    #[test]
+    fn windows_that_wrap_or_are_empty_are_ignored() {
+        let ram = ParentRam::new();
+        let file = file(4 * MIB);
+        ram.map(window(u64::MAX, 2, 0, &file));
+        ram.map(window(0, 2, u64::MAX, &file));
+        ram.map(window(0, 0, 0, &file));
+        assert!(ram.lock().is_empty());
+    }
+
+    #[test]
+    fn all_windows_of_one_file_share_one_handle() {
+        let ram = ParentRam::new();
+        let file = file(8 * MIB);
+        ram.map(window(0, 4 * MIB, 0, &file));
+        ram.map(window(4 * MIB, 4 * MIB, 4 * MIB, &file));
+        let ranges = ram.resolve(MemoryRun { gpa: Gpa(2 * MIB), size: 4 * MIB }).unwrap();
+        assert!(Arc::ptr_eq(&ranges[0].file, &ranges[1].file));
+    }
+
+    proptest! {
+        /// Windows in any order, of pages of one file each at its own place: an address is found if and only if its page is mapped, at its page.
+        #[test]
+        fn found_is_what_is_mapped(steps in proptest::collection::vec((0_u64..12, 1_u64..4, any::<bool>()), 0..24), begin in 0_u64..14, size in 1_u64..6) {
+            let ram = ParentRam::new();
+            let file = file(32 * MIB);
+            let mut model: Vec<(u64, u64)> = Vec::new();
+            for (at, length, map) in steps {
+                let free = !model.iter().any(|(other, size)| at < other + size && *other < at + length);
+                if map && free {
+                    ram.map(window(at * MIB, length * MIB, (at + 1) * MIB, &file));
+                    model.push((at, length));
+                } else if !map {
+                    ram.unmap(at * MIB, length * MIB);
+                    model.retain(|known| *known != (at, length));
+                }
+            }
+            let mapped = (begin..begin + size).all(|page| model.iter().any(|(at, length)| (*at..at + length).contains(&page)));
+            let found = resolve(&ram, begin * MIB, size * MIB);
+            prop_assert_eq!(found.is_some(), mapped);
+            let mut expected = (begin + 1) * MIB;
+            for (offset, size) in found.unwrap_or_default() {
+                prop_assert_eq!(offset, expected);
+                expected += size;
+            }
+        }
     }
 }

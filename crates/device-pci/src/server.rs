@@ -208,7 +208,7 @@ impl Drop for TellEnd {
     }
 }
 
-fn listen_at(path: &Path) -> Result<UnixListener, BindError> {
+pub(crate) fn listen_at(path: &Path) -> Result<UnixListener, BindError> {
     use std::os::unix::fs::FileTypeExt;
 
     if SocketAddrUnix::new(path).is_err() {

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock, PoisonError};
@@ -16,7 +17,7 @@ use nitroxide_engine::{Accelerator, DiscoverError, Discovery, Engine, ExitReason
 use nitroxide_nsm::{InitialPcrs, NsmBackend, NsmConfig};
 use nitroxide_vsock::{VsockBackend, VsockConfig};
 use nitroxide_world::id::INSTANCE_ID;
-use nitroxide_world::{Claim, Endpoint, SocketFile, World, enclave_id};
+use nitroxide_world::{Claim, Endpoint, SocketFile, World, enclave_id, peer_address};
 use rustix::io::Errno;
 
 use crate::console::Console;
@@ -122,6 +123,7 @@ pub(crate) fn bring_up(process: &Arc<Process>, donation: Donation) -> Result<Enc
         world: world.clone(),
         cid: cid.cid,
         creator_pid: spec.creator_pid,
+        parent: spec.parent,
         stages: Arc::clone(&process.stages),
         application: Arc::clone(&application),
         answering,
@@ -268,15 +270,25 @@ fn measure_later(image: &ExtractedImage, measured: &Arc<Measured>) -> Result<(),
 
 /// A VM takes only so many pieces of memory; more are copied into one.
 fn few_runs(memory: LinearMemory, mode: MemoryMode) -> Result<LinearMemory, Refused> {
-    if memory.ranges().len() <= MAX_MEMORY_RUNS || mode == MemoryMode::Shared {
+    let runs = memory.ranges().len();
+    if runs <= MAX_MEMORY_RUNS {
         return Ok(memory);
+    }
+    if mode == MemoryMode::Shared {
+        let message = format!(
+            "The enclave's memory consists of {runs} pieces of the parent's, and a virtual machine runs in at most {MAX_MEMORY_RUNS}: \
+             use larger pages (1 GiB), or the isolated mode."
+        );
+        return Err(Refused { errno: Errno::NOSPC.raw_os_error(), message });
     }
     memory.gathered().map_err(|error| Refused::io("The enclave's memory cannot be gathered", &error))
 }
 
 fn serve_vsock(world: &World, router: EnclaveRouter) -> Result<(VsockBackend, SocketFile), Refused> {
     let (listener, file) = world.bind(Endpoint::Enclave(router.cid))?.into_parts();
-    let config = VsockConfig { listener: Some(listener), ..VsockConfig::new(router.cid, Arc::new(router)) };
+    // The guest sees the port that its peer has, which may be a process or a VM with ports of its own.
+    let peer = |stream: &UnixStream| peer_address(stream).ok().flatten().map(|peer| (peer.cid, peer.port));
+    let config = VsockConfig { listener: Some(listener), peer: Some(Arc::new(peer)), ..VsockConfig::new(router.cid, Arc::new(router)) };
     let backend = nitroxide_vsock::spawn(config).map_err(|error| Refused::io("The vsock device cannot be started", &error))?;
     Ok((backend, file))
 }
@@ -381,6 +393,7 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
+    use crate::options::Parent;
     use crate::packet::{self, WireAccelerator};
     use crate::stage::Stages;
 
@@ -398,6 +411,7 @@ mod tests {
             name: "test".to_owned(),
             creator_pid: std::process::id(),
             memory: MemoryMode::Private,
+            parent: Parent::Processes,
             engine: EngineChoice::None,
             accelerator: WireAccelerator::Tcg,
             virtio_by_command_line: false,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nitroxide_device::{DeviceCode, MemoryRun};
 use nitroxide_engine::FileRange;
-use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate};
+use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, fstat, ftruncate};
 
 use crate::memory::{LinearMemory, copy_range, sealable_memory};
 use crate::options::{MemoryMode, ParentMemory};
@@ -33,11 +33,14 @@ impl SlotMemory {
         if total != Some(run.size) {
             return Err(DeviceCode::EFAULT);
         }
-        if mode == MemoryMode::Copied {
+        if mode.copies() {
             let copied = self.copied(&pieces, run.size).map_err(|error| {
                 tracing::warn!(%error, "The parent's memory cannot be copied.");
                 DeviceCode::ENOMEM
             })?;
+            if mode == MemoryMode::Isolated {
+                self.take_out(&pieces, &copied)?;
+            }
             self.ranges.push(copied);
         } else {
             self.ranges.extend(pieces);
@@ -51,7 +54,9 @@ impl SlotMemory {
             None => (Arc::new(sealable_memory("enclave-memory")?), 0),
         };
         let end = begin.checked_add(size).ok_or(io::ErrorKind::InvalidInput)?;
-        ftruncate(&file, end)?;
+        if u64::try_from(fstat(&file)?.st_size).unwrap_or(0) < end {
+            ftruncate(&file, end)?;
+        }
         let mut at = begin;
         for piece in pieces {
             if let Err(error) = copy_range(piece, &file, at) {
@@ -64,6 +69,40 @@ impl SlotMemory {
         }
         self.copy = Some((Arc::clone(&file), end));
         Ok(FileRange { file, offset: begin, size })
+    }
+
+    /// Takes pieces that were copied out of the parent's files.
+    ///
+    /// A parent that writes meanwhile writes zeros away or into its own new pages; the copy is not touched.
+    fn take_out(&mut self, pieces: &[FileRange], copied: &FileRange) -> Result<(), DeviceCode> {
+        for piece in pieces {
+            if let Err(errno) = punch(piece) {
+                tracing::warn!(%errno, "The parent's pages cannot be taken out of its memory; let QEMU use memory-backend-memfd.");
+                // The copy is forgotten; what was taken out is lost to the parent, as it would be after a real donation.
+                let _ = punch(copied);
+                self.copy = Some((Arc::clone(&copied.file), copied.offset));
+                return Err(DeviceCode::EIO);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes memory that the enclave had together with the parent zero. Called when nothing of the enclave runs any more.
+    pub(crate) fn scrub(&self, mode: MemoryMode) {
+        if mode != MemoryMode::Shared {
+            return;
+        }
+        for range in &self.ranges {
+            if let Err(errno) = punch(range).or_else(|_| write_zeros(range)) {
+                tracing::error!(%errno, "The enclave's memory is given back to the parent with the enclave's content.");
+            }
+        }
+    }
+
+    /// Bytes in all.
+    pub(crate) fn bytes(&self) -> u64 {
+        // Each sum was checked when its piece came in.
+        self.ranges.iter().fold(0, |sum: u64, range| sum.saturating_add(range.size))
     }
 
     /// Sends everything to an enclave process.
@@ -91,6 +130,26 @@ impl SlotMemory {
         }
         Ok(())
     }
+}
+
+/// Gives the pages of a range back to the system; it reads as zeros then.
+fn punch(range: &FileRange) -> rustix::io::Result<()> {
+    fallocate(&range.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, range.offset, range.size)
+}
+
+/// For files whose pages cannot be given back.
+fn write_zeros(range: &FileRange) -> rustix::io::Result<()> {
+    let zeros = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < range.size {
+        let count = usize::try_from(range.size - at).map_or(zeros.len(), |left| left.min(zeros.len()));
+        let written = rustix::io::pwrite(&range.file, zeros.get(..count).unwrap_or_default(), range.offset + at)?;
+        if written == 0 {
+            return Err(rustix::io::Errno::IO);
+        }
+        at += written as u64;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -129,5 +188,96 @@ mod tests {
         let mut copied = [0; 7];
         crate::memory::read_all_at(&file, &mut copied, (1 << 20) + 4096).unwrap();
         assert_eq!(&copied, b"content");
+    }
+
+    fn parent_with(content: &[u8], at: u64, size: u64) -> (Parent, Arc<OwnedFd>) {
+        let file = Arc::new(sealable_memory("parent").unwrap());
+        ftruncate(&file, size).unwrap();
+        crate::memory::write_all_at(&file, content, at).unwrap();
+        (Parent(Arc::clone(&file)), file)
+    }
+
+    fn read(file: &OwnedFd, at: u64) -> [u8; 6] {
+        let mut bytes = [0xAA; 6];
+        crate::memory::read_all_at(file, &mut bytes, at).unwrap();
+        bytes
+    }
+
+    fn blocks(file: &OwnedFd) -> i64 {
+        fstat(file).unwrap().st_blocks
+    }
+
+    #[test]
+    fn isolated_memory_is_the_enclaves_and_gone_from_the_parent() {
+        let (parent, file) = parent_with(b"secret", 5 << 20, 8 << 20);
+        // A page of zeros that is really there.
+        crate::memory::write_all_at(&file, &vec![0; 2 << 20], 2 << 20).unwrap();
+        let before = blocks(&file);
+        let mut memory = SlotMemory::default();
+        memory.add(&parent, MemoryMode::Isolated, MemoryRun { gpa: Gpa(4 << 20), size: 2 << 20 }).unwrap();
+        memory.add(&parent, MemoryMode::Isolated, MemoryRun { gpa: Gpa(2 << 20), size: 2 << 20 }).unwrap();
+        assert_eq!(read(&file, 5 << 20), [0; 6]);
+        assert!(before >= 4096 && blocks(&file) == 0, "{before} {}", blocks(&file));
+        let copy = Arc::clone(&memory.ranges[0].file);
+        assert_eq!(&read(&copy, 1 << 20), b"secret");
+        assert!(blocks(&copy) < 512, "zeros are copied: {}", blocks(&copy));
+        // What the parent writes now is its own.
+        crate::memory::write_all_at(&file, b"change", 5 << 20).unwrap();
+        assert_eq!(&read(&copy, 1 << 20), b"secret");
+        drop(memory);
+        assert_eq!(&read(&file, 5 << 20), b"change");
+    }
+
+    #[test]
+    fn hundreds_of_pieces_keep_their_order() {
+        let parent = Parent(Arc::new(sealable_memory("parent").unwrap()));
+        let granule = 2_u64 << 20;
+        ftruncate(&parent.0, 600 * granule).unwrap();
+        let mut memory = SlotMemory::default();
+        for piece in (0..600_u64).rev() {
+            crate::memory::write_all_at(&parent.0, &piece.to_le_bytes(), piece * granule).unwrap();
+            memory.add(&parent, MemoryMode::Isolated, MemoryRun { gpa: Gpa(piece * granule), size: granule }).unwrap();
+        }
+        assert_eq!(memory.bytes(), 600 * granule);
+        let linear = LinearMemory::new(memory.ranges.iter().cloned()).unwrap();
+        assert_eq!(linear.ranges().len(), 1);
+        for place in 0..600_u64 {
+            let mut bytes = [0; 8];
+            crate::memory::read_all_at(&linear.ranges()[0].file, &mut bytes, place * granule).unwrap();
+            assert_eq!(u64::from_le_bytes(bytes), 599 - place);
+        }
+    }
+
+    #[test]
+    fn shared_memory_is_the_very_pages_and_zero_when_it_is_given_back() {
+        let (parent, file) = parent_with(b"shared", 2 << 20, 4 << 20);
+        crate::memory::write_all_at(&file, b"before", 0).unwrap();
+        let mut memory = SlotMemory::default();
+        memory.add(&parent, MemoryMode::Shared, MemoryRun { gpa: Gpa(2 << 20), size: 2 << 20 }).unwrap();
+        assert!(Arc::ptr_eq(&memory.ranges[0].file, &file));
+        memory.scrub(MemoryMode::Shared);
+        assert_eq!((read(&file, 2 << 20), &read(&file, 0)), ([0; 6], b"before"));
+    }
+
+    #[test]
+    fn zeros_are_written_where_pages_cannot_be_given_back() {
+        let (_, file) = parent_with(&[7; 3 << 20], 0, 4 << 20);
+        write_zeros(&FileRange { file: Arc::clone(&file), offset: 4096, size: (2 << 20) - 1 }).unwrap();
+        assert_eq!((read(&file, 4090), read(&file, 4096)), ([7; 6], [0; 6]));
+        assert_eq!(read(&file, (2 << 20) + 4095), [7; 6]);
+    }
+
+    #[test]
+    fn memory_that_the_parent_does_not_have_is_refused() {
+        struct Nothing;
+        impl ParentMemory for Nothing {
+            fn resolve(&self, _: MemoryRun) -> Option<Vec<FileRange>> {
+                None
+            }
+        }
+        let mut memory = SlotMemory::default();
+        let run = MemoryRun { gpa: Gpa(0), size: 2 << 20 };
+        assert_eq!(memory.add(&Nothing, MemoryMode::Isolated, run), Err(DeviceCode::EFAULT));
+        assert_eq!(memory.bytes(), 0);
     }
 }

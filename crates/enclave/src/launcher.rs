@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use nitroxide_device::{DeviceCode, Launcher, Slot};
+use nitroxide_device::{DeviceCode, Launcher, Slot, StartRequest};
 use nitroxide_world::World;
 
 use crate::options::{LaunchOptions, ParentMemory, SlotDetails};
@@ -46,6 +46,37 @@ pub struct SlotRecord {
     pub end: Option<EndReport>,
 }
 
+/// What an owner may want to tell its user about, as it happens.
+#[derive(Debug)]
+pub enum Happening<'a> {
+    /// An enclave runs.
+    Started {
+        /// Its slot; its record has CID, name and process.
+        slot_uid: u64,
+        /// Its memory in bytes.
+        memory_bytes: u64,
+        /// How it was started.
+        request: &'a StartRequest,
+    },
+    /// An enclave was not started.
+    Refused {
+        /// Its slot.
+        slot_uid: u64,
+        /// Why not.
+        refusal: &'a Refusal,
+    },
+    /// An enclave has ended, by itself or because it was stopped.
+    Ended {
+        /// Its slot.
+        slot_uid: u64,
+        /// How.
+        report: &'a EndReport,
+    },
+}
+
+/// Who is told.
+type Observer = dyn Fn(&Happening<'_>) + Send + Sync;
+
 /// Starts every enclave in a process of its own.
 pub struct ProcessLauncher {
     inner: Arc<Inner>,
@@ -58,6 +89,7 @@ pub(crate) struct Inner {
     pub(crate) options: LaunchOptions,
     details: Mutex<HashMap<u64, SlotDetails>>,
     records: Mutex<Records>,
+    observer: Mutex<Option<Arc<Observer>>>,
 }
 
 #[derive(Debug, Default)]
@@ -76,7 +108,21 @@ impl ProcessLauncher {
         if let Err(error) = world.sweep() {
             tracing::warn!(%error, "The world's directory cannot be swept.");
         }
-        Self { inner: Arc::new(Inner { world, memory, options, details: Mutex::default(), records: Mutex::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                world,
+                memory,
+                options,
+                details: Mutex::default(),
+                records: Mutex::default(),
+                observer: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Sets who is told of what happens; it replaces an earlier one. Called from any thread, and must not call back into the device.
+    pub fn observe(&self, observer: impl Fn(&Happening<'_>) + Send + Sync + 'static) {
+        *lock(&self.inner.observer) = Some(Arc::new(observer));
     }
 
     /// Decides about one slot; takes effect at its next START.
@@ -163,7 +209,16 @@ impl Inner {
 
     pub(crate) fn refuse(&self, slot_uid: u64, refusal: Refusal) {
         tracing::warn!(errno = refusal.errno, message = refusal.message, "An enclave is not started.");
+        self.tell(&Happening::Refused { slot_uid, refusal: &refusal });
         self.update_record(slot_uid, |record| record.refusal = Some(refusal));
+    }
+
+    /// Tells the observer, if there is one.
+    pub(crate) fn tell(&self, happening: &Happening<'_>) {
+        let observer = lock(&self.observer).clone();
+        if let Some(observer) = observer {
+            observer(happening);
+        }
     }
 
     /// Keeps the record of a freed slot for a while.

@@ -30,6 +30,6 @@ mod refused;
 mod router;
 mod slot;
 
-pub use launcher::{ProcessLauncher, Refusal, SlotRecord};
-pub use options::{EngineChoice, LaunchOptions, MemoryMode, ParentMemory, Program, SlotDetails};
+pub use launcher::{Happening, ProcessLauncher, Refusal, SlotRecord};
+pub use options::{EngineChoice, LaunchOptions, MemoryMode, Parent, ParentMemory, Program, SlotDetails};
 pub use process::{ProcessError, run_process};

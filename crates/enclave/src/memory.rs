@@ -149,7 +149,10 @@ pub(crate) fn write_all_at(file: impl AsFd, mut buffer: &[u8], mut offset: u64) 
     Ok(())
 }
 
-/// Copies what is there of a range to `at` in `target`, leaving holes as holes.
+/// What is looked for in pieces of this size when memory is copied.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Copies what is there of a range to `at` in `target`, where nothing is yet, leaving holes and zeros as holes.
 pub(crate) fn copy_range(range: &FileRange, target: &OwnedFd, at: u64) -> io::Result<()> {
     let end = range.offset.checked_add(range.size).ok_or(io::ErrorKind::InvalidInput)?;
     let mut buffer = vec![0; COPY_BYTES];
@@ -161,7 +164,12 @@ pub(crate) fn copy_range(range: &FileRange, target: &OwnedFd, at: u64) -> io::Re
             let count = usize::try_from(stop - position).map_or(COPY_BYTES, |left| left.min(COPY_BYTES));
             let piece = buffer.get_mut(..count).unwrap_or_default();
             read_all_at(&range.file, piece, position)?;
-            write_all_at(target, piece, at + (position - range.offset))?;
+            // Zeros need no pages: an enclave of which the parent has touched every page is mostly that.
+            for (chunk, offset) in piece.chunks(ZEROS.len()).zip((0..).step_by(ZEROS.len())) {
+                if ZEROS.get(..chunk.len()) != Some(chunk) {
+                    write_all_at(target, chunk, at + (position - range.offset) + offset)?;
+                }
+            }
             position += count as u64;
         }
     }

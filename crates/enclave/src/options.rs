@@ -25,8 +25,29 @@ pub enum MemoryMode {
     Private,
     /// The parent's: its content is copied when it is added.
     Copied,
-    /// Both have it: the VM runs in the parent's pages. Only the image is copied, since it is checked.
+    /// As `Copied`, and then the parent's pages are taken out of its file: it sees zeros there, and whatever it writes is not the enclave's.
+    Isolated,
+    /// Both have it: the VM runs in the parent's pages, at most 128 pieces of them. Only the image is copied, since it is checked. Once the
+    /// slot is freed the pages are zero.
     Shared,
+}
+
+impl MemoryMode {
+    /// Whether content is copied when memory is added.
+    pub(crate) fn copies(self) -> bool {
+        matches!(self, Self::Copied | Self::Isolated)
+    }
+}
+
+/// Who is the parent that an enclave reaches over vsock as CID 3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Parent {
+    /// Processes of this world: each port is a listener of its own.
+    #[default]
+    Processes,
+    /// A virtual machine with a vsock device of its own ([`Endpoint::ParentVm`](nitroxide_world::Endpoint::ParentVm)), the heartbeat included.
+    Vm,
 }
 
 /// What executes enclaves.
@@ -72,6 +93,8 @@ pub struct LaunchOptions {
     pub discovery: VirtioDiscovery,
     /// Whose the memory is.
     pub memory: MemoryMode,
+    /// Who the parent is.
+    pub parent: Parent,
     /// How to run the enclave process.
     pub program: Program,
 }
@@ -87,6 +110,7 @@ impl LaunchOptions {
             accelerator: Accelerator::default(),
             discovery: VirtioDiscovery::default(),
             memory: MemoryMode::default(),
+            parent: Parent::default(),
             program: Program::default(),
         }
     }

@@ -17,7 +17,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::options::{EngineChoice, MemoryMode};
+use crate::options::{EngineChoice, MemoryMode, Parent};
 use crate::report::EndReport;
 use crate::stage::StageTime;
 
@@ -64,6 +64,7 @@ pub(crate) struct StartSpec {
     pub(crate) name: String,
     pub(crate) creator_pid: u32,
     pub(crate) memory: MemoryMode,
+    pub(crate) parent: Parent,
     pub(crate) engine: EngineChoice,
     pub(crate) accelerator: WireAccelerator,
     pub(crate) virtio_by_command_line: bool,

@@ -13,6 +13,7 @@ use nitroxide_vsock::{ConnectRequest, Route, Router};
 use nitroxide_world::rendezvous::HEARTBEAT_PORT;
 use nitroxide_world::{Endpoint, VsockAddress, World};
 
+use crate::options::Parent;
 use crate::report::ApplicationExit;
 use crate::stage::{Stage, Stages};
 
@@ -37,6 +38,7 @@ pub(crate) struct EnclaveRouter {
     pub(crate) world: World,
     pub(crate) cid: u32,
     pub(crate) creator_pid: u32,
+    pub(crate) parent: Parent,
     pub(crate) stages: Arc<Stages>,
     pub(crate) application: Arc<ApplicationExitCell>,
     pub(crate) answering: Arc<AtomicUsize>,
@@ -44,6 +46,13 @@ pub(crate) struct EnclaveRouter {
 
 impl Router for EnclaveRouter {
     fn connect(&self, request: ConnectRequest) -> io::Result<Route> {
+        if self.parent == Parent::Vm && request.port != EXIT_STATUS_PORT {
+            if request.port == HEARTBEAT_PORT {
+                self.stages.reach(Stage::Heartbeat);
+            }
+            let from = VsockAddress { cid: self.cid, port: request.source_port };
+            return self.world.ask(Endpoint::ParentVm, Some(from), request.port).map(Route::Asking);
+        }
         self.open(request).map(Route::from)
     }
 }
@@ -131,6 +140,7 @@ mod tests {
             world,
             cid: 16,
             creator_pid: 77, // arbitrary
+            parent: Parent::Processes,
             stages: Arc::default(),
             application: Arc::default(),
             answering: Arc::default(),
@@ -188,6 +198,23 @@ mod tests {
         let listener = router.world.bind(Endpoint::ParentPort(5000)).unwrap();
         let _stream = router.open(request(5000)).unwrap();
         assert_eq!(listener.accept().unwrap().1, Some(VsockAddress { cid: 16, port: 1234 }));
+    }
+
+    #[test]
+    fn a_parent_that_is_a_vm_is_asked_for_every_port_but_the_exit_status() {
+        let (_dir, router) = router();
+        let router = EnclaveRouter { parent: Parent::Vm, ..router };
+        assert_eq!(router.connect(request(9000)).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let vm = router.world.bind(Endpoint::ParentVm).unwrap();
+        for port in [9000, 5000] {
+            let Ok(Route::Asking(_stream)) = router.connect(request(port)) else { panic!("not asked") };
+            let (mut asked, peer) = vm.accept().unwrap();
+            let mut line = vec![0; format!("CONNECT {port}\n").len()];
+            asked.read_exact(&mut line).unwrap();
+            assert_eq!(line, format!("CONNECT {port}\n").as_bytes());
+            assert_eq!(peer, Some(VsockAddress { cid: 16, port: 1234 }));
+        }
+        let Ok(Route::Connected(_)) = router.connect(request(9001)) else { panic!("the exit status is the enclave process's") };
     }
 
     #[test]

@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::gathered::SlotMemory;
-use crate::launcher::{Inner, Refusal};
+use crate::launcher::{Happening, Inner, Refusal};
 use crate::options::LaunchOptions;
 use crate::packet::{self, FromProcess, StartSpec, ToProcess};
 use crate::report::{EndReason, EndReport};
@@ -94,11 +94,12 @@ impl ProcessSlot {
         let watcher = std::thread::Builder::new().name("enclave-watch".to_owned()).spawn(move || watch.run(child));
         let watcher = watcher.map_err(|error| self.failed("A thread cannot be started", &error))?;
         self.running = Some(Running { socket, pidfd, stopping, watcher });
+        self.launcher.tell(&Happening::Started { slot_uid: self.claim.slot_uid, memory_bytes: self.memory.bytes(), request });
         Ok(Cid(cid))
     }
 
     fn send_start(&self, socket: &OwnedFd, request: &StartRequest, stages: [StageTime; 2]) -> io::Result<()> {
-        let LaunchOptions { engine, accelerator, discovery, memory, .. } = &self.launcher.options;
+        let LaunchOptions { engine, accelerator, discovery, memory, parent, .. } = &self.launcher.options;
         let details = self.launcher.details(self.claim.slot_uid);
         let spec = StartSpec {
             slot_uid: self.claim.slot_uid,
@@ -109,6 +110,7 @@ impl ProcessSlot {
             name: details.name,
             creator_pid: details.creator_pid,
             memory: *memory,
+            parent: *parent,
             engine: engine.clone(),
             accelerator: (*accelerator).into(),
             virtio_by_command_line: *discovery == nitroxide_engine::VirtioDiscovery::Cmdline,
@@ -177,6 +179,7 @@ impl Slot for ProcessSlot {
 impl Drop for ProcessSlot {
     fn drop(&mut self) {
         self.stop();
+        self.memory.scrub(self.launcher.options.memory);
         self.launcher.finish_record(self.claim.slot_uid);
     }
 }
@@ -216,6 +219,7 @@ impl Watch {
 
     fn end(&self, report: EndReport) {
         self.launcher.add_stage(self.slot_uid, StageTime { stage: Stage::Ended, at_ns: monotonic_ns() });
+        self.launcher.tell(&Happening::Ended { slot_uid: self.slot_uid, report: &report });
         self.launcher.update_record(self.slot_uid, |record| record.end = Some(report));
         if !self.stopping.load(Ordering::Acquire) {
             self.ended.notify();

@@ -40,6 +40,8 @@ pub enum Endpoint {
     ParentPort(u32),
     /// Port 9000 of the parent as bound by one process, by its process id: `vsock/3/9000.<pid>.sock`.
     Heartbeat(u32),
+    /// The parent, where it is a virtual machine; a client sends `CONNECT <port>` first: `vsock/3.sock`.
+    ParentVm,
     /// An enclave, by its CID; a client sends `CONNECT <port>` first: `vsock/<cid>.sock`.
     Enclave(u32),
     /// An enclave's console, by its CID: `vsock/0/<10000 + cid>.sock`.
@@ -54,6 +56,7 @@ impl Endpoint {
         match self {
             Self::ParentPort(port) => (Room::ParentPorts, format!("{port}.sock")),
             Self::Heartbeat(pid) => (Room::ParentPorts, format!("{HEARTBEAT_PORT}.{pid}.sock")),
+            Self::ParentVm => (Room::Vsock, "3.sock".to_owned()),
             Self::Enclave(cid) => (Room::Vsock, format!("{cid}.sock")),
             // Wrapping, as nitro-cli's addition of two u32 does in a release build.
             Self::Console(cid) => (Room::HypervisorPorts, format!("{}.sock", cid.wrapping_add(CONSOLE_PORT_OFFSET))),
@@ -246,6 +249,34 @@ impl World {
         }
     }
 
+    /// Connects to a listener that stands for a whole guest and asks it for `port`, without ever waiting; the answer is `OK <port>` and a line
+    /// feed, or the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// As [`World::connect`].
+    pub fn ask(&self, endpoint: Endpoint, from: Option<VsockAddress>, port: u32) -> io::Result<UnixStream> {
+        let mut stream = self.connect(endpoint, from)?;
+        // An empty send buffer takes these few bytes at once.
+        stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+        Ok(stream)
+    }
+
+    /// Connects to `port` of the parent, be it a process's listener or a virtual machine, as the address `from`.
+    ///
+    /// # Errors
+    ///
+    /// `ConnectionRefused` when nobody listens there, `ConnectionReset` when the virtual machine refuses, `TimedOut` when it says nothing for
+    /// `timeout`.
+    pub fn connect_parent(&self, from: VsockAddress, port: u32, timeout: Duration) -> io::Result<UnixStream> {
+        match self.connect_patiently(Endpoint::ParentPort(port), Some(from), timeout) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                self.connect_guest(Endpoint::ParentVm, from, port, timeout).map(|(stream, _)| stream)
+            }
+            other => other,
+        }
+    }
+
     /// Connects to `port` of the enclave with `cid`, as the address `from`; returns the stream and the port that the enclave sees as its peer's.
     ///
     /// # Errors
@@ -253,7 +284,11 @@ impl World {
     /// `ConnectionRefused` when there is no such enclave, `ConnectionReset` when it does not listen there, `TimedOut` when it says
     /// nothing for `timeout`.
     pub fn connect_enclave(&self, from: VsockAddress, cid: u32, port: u32, timeout: Duration) -> io::Result<(UnixStream, u32)> {
-        let mut stream = self.connect_patiently(Endpoint::Enclave(cid), Some(from), timeout)?;
+        self.connect_guest(Endpoint::Enclave(cid), from, port, timeout)
+    }
+
+    fn connect_guest(&self, guest: Endpoint, from: VsockAddress, port: u32, timeout: Duration) -> io::Result<(UnixStream, u32)> {
+        let mut stream = self.connect_patiently(guest, Some(from), timeout)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
         // A listener that hangs up before it has read us shows as a broken pipe; for the caller that is the same refusal.
