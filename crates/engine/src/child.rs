@@ -7,8 +7,14 @@
 #![expect(unsafe_code, reason = "between clone and exec only bare system calls are allowed")]
 
 use std::ffi::{CString, c_char, c_int, c_long};
+use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
 use std::ptr;
+
+use rustix::fs::{Mode, OFlags, RawDir};
 
 use crate::confinement::Isolation;
 use crate::root::OwnRoot;
@@ -179,12 +185,9 @@ impl Prepared {
         // SAFETY: the call takes three numbers; descriptors are only marked.
         let marked =
             unsafe { libc::syscall(libc::SYS_close_range, 3 as c_long, c_long::from(u32::MAX), c_long::from(libc::CLOSE_RANGE_CLOEXEC)) };
-        if marked != 0 {
-            // Linux before 5.11: one by one, as far as a process usually goes.
-            for descriptor in 3..4096 {
-                // SAFETY: setting a flag on a descriptor, or EBADF.
-                unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
-            }
+        // Linux before 5.11 cannot.
+        if marked != 0 && !mark_listed() {
+            return false;
         }
         // SAFETY: clearing a flag on descriptors that the caller owns.
         self.keep.iter().all(|&descriptor| unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) } == 0)
@@ -212,56 +215,65 @@ impl Prepared {
     }
 }
 
-/// A started child: QEMU to be.
-#[derive(Debug)]
-pub(crate) struct Child {
-    pub pid: libc::pid_t,
-    pub pidfd: OwnedFd,
-    pub isolation: Isolation,
-}
-
-/// Clones into the strongest isolation this host allows and lets the child run up to its first question.
+/// Clones into an isolation and lets the child run up to its first question. Gives its id and its pidfd.
 ///
 /// The calling thread must have all signals blocked and must live as long as the process: its end kills the child.
 ///
 /// # Errors
 ///
-/// The errno of the last clone.
-pub(crate) fn start(prepared: &Prepared) -> std::io::Result<Child> {
-    let mut last = std::io::Error::from_raw_os_error(libc::EINVAL);
-    for (isolation, flags) in
-        [(Isolation::Full, NAMESPACES | libc::CLONE_NEWUSER), (Isolation::WithoutUser, NAMESPACES), (Isolation::Nothing, 0)]
-    {
-        match clone(flags) {
-            Ok(None) => prepared.become_program(isolation),
-            Ok(Some((pid, pidfd))) => return Ok(Child { pid, pidfd, isolation }),
-            Err(error) => last = error,
-        }
+/// The errno of clone(2): the host may not allow this isolation.
+pub(crate) fn start(prepared: &Prepared, isolation: Isolation) -> std::io::Result<(libc::pid_t, OwnedFd)> {
+    let flags = match isolation {
+        Isolation::Full => NAMESPACES | libc::CLONE_NEWUSER,
+        Isolation::WithoutUser => NAMESPACES,
+        Isolation::Nothing => 0,
+    };
+    match clone(flags)? {
+        None => prepared.become_program(isolation),
+        Some(child) => Ok(child),
     }
-    Err(last)
 }
 
-/// Writes the child's user mapping where it has a user namespace (one user only: itself, or nobody), and lets it go on.
+/// Writes the user mapping of a child in a user namespace (one user only: itself, or nobody). `proc` is where the host's processes are shown.
 ///
 /// # Errors
 ///
 /// Where the child is gone or the mapping is refused.
-pub(crate) fn map_users(child: &Child, prepared: &Prepared, parent_end: BorrowedFd<'_>) -> std::io::Result<()> {
-    if child.isolation != Isolation::Full {
-        return Ok(());
-    }
+pub(crate) fn map_users(pid: libc::pid_t, prepared: &Prepared, proc: &Path) -> std::io::Result<()> {
+    let folder = proc.join(pid.to_string());
     let (user, group) = if prepared.drop_root != DropRoot::No {
         (NOBODY, NOBODY)
     } else {
         // Without privileges a group can be mapped only where the groups cannot be changed any more (user_namespaces(7)).
-        std::fs::write(format!("/proc/{}/setgroups", child.pid), "deny")?;
+        std::fs::write(folder.join("setgroups"), "deny")?;
         (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
     };
     for (file, id) in [("uid_map", user), ("gid_map", group)] {
-        std::fs::write(format!("/proc/{}/{file}", child.pid), format!("{id} {id} 1"))?;
+        std::fs::write(folder.join(file), format!("{id} {id} 1"))?;
     }
+    Ok(())
+}
+
+/// Lets a child go on whose user mapping is written.
+///
+/// # Errors
+///
+/// Where the child is gone.
+pub(crate) fn tell_mapped(parent_end: BorrowedFd<'_>) -> std::io::Result<()> {
     rustix::io::write(parent_end, &[MAPPED])?;
     Ok(())
+}
+
+/// Lets a program that is started from this thread end with it: it is killed when the thread ends.
+pub(crate) fn end_with_thread(command: &mut Command) {
+    let parent = rustix::process::getpid();
+    let prepare = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // It may have ended before the signal was set.
+        if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
+    };
+    // SAFETY: two system calls on numbers that were copied before; nothing is allocated and no lock is taken.
+    unsafe { command.pre_exec(prepare) };
 }
 
 /// Blocks every signal for the calling thread, so that no handler of the host program runs in a child.
@@ -344,6 +356,28 @@ fn make_mounts_private() {
     unsafe { libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), libc::MS_REC | libc::MS_PRIVATE, ptr::null()) };
 }
 
+/// Marks every descriptor from 3 on to be closed at exec, as /proc lists them: a process may have a few out of millions of numbers.
+fn mark_listed() -> bool {
+    let Ok(folder) = rustix::fs::open(c"/proc/self/fd", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) else {
+        return false;
+    };
+    let mut buffer = [MaybeUninit::uninit(); 2048];
+    let mut entries = RawDir::new(folder, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let Ok(entry) = entry else { return false };
+        // `.` and `..` are no numbers.
+        let number = entry.file_name().to_bytes().iter().try_fold(0, |number: RawFd, byte| {
+            let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
+            number.checked_mul(10)?.checked_add(RawFd::from(digit))
+        });
+        if let Some(number) = number.filter(|number| *number >= 3) {
+            // SAFETY: setting a flag on a descriptor of this process.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    true
+}
+
 fn prctl(option: c_int, argument: u64) -> bool {
     // SAFETY: the options used here take one number.
     unsafe { libc::prctl(option, argument, 0_u64, 0_u64, 0_u64) == 0 }
@@ -362,4 +396,38 @@ fn close(descriptor: RawFd) {
 fn exit() -> ! {
     // SAFETY: ends this process without running anything of the parent's.
     unsafe { libc::_exit(127) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use rustix::io::FdFlags;
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    use super::*;
+
+    #[test]
+    fn every_open_descriptor_is_marked_however_high_its_number() {
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+        let highest = limit.maximum.unwrap_or(1 << 20).min(1 << 20) - 1;
+        let file = std::fs::File::open("/dev/null").unwrap();
+        // SAFETY: a new descriptor, which nobody else owns.
+        let high = unsafe { OwnedFd::from_raw_fd(libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&file), libc::F_DUPFD, highest)) };
+        assert_eq!(rustix::io::fcntl_getfd(&high).unwrap(), FdFlags::empty());
+
+        assert!(mark_listed());
+
+        assert_eq!(rustix::io::fcntl_getfd(&high).unwrap(), FdFlags::CLOEXEC);
+    }
+
+    #[test]
+    fn a_program_ends_with_the_thread_that_started_it() {
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        end_with_thread(&mut command);
+        let mut child = std::thread::spawn(move || command.spawn()).join().unwrap().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
 }

@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use crate::answers::{self, Abilities, Key};
 use crate::arguments::SANDBOX;
+use crate::child;
 
 /// The emulator's file name.
 const NAME: &str = "qemu-system-x86_64";
@@ -231,8 +232,9 @@ impl Place {
     }
 }
 
-/// Runs a program to its end, or kills it: one that hangs must not hang a launch.
+/// Runs a program to its end, or kills it: one that hangs must not hang a launch, nor outlive it.
 fn output_within(mut command: Command, patience: Duration) -> io::Result<Output> {
+    child::end_with_thread(&mut command);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (stdout, stderr) = (child.stdout.take().map(collect), child.stderr.take().map(collect));
     let begin = Instant::now();

@@ -61,9 +61,9 @@ mod loop_in_guest {
             let what = what.to_owned();
             move |error: kvm_ioctls::Error| format!("/dev/kvm: {what} failed: {error}")
         };
+        let page = Page::new().ok_or("no memory for a probe of /dev/kvm")?;
         let kvm = Kvm::new().map_err(failed("opening"))?;
         let vm = kvm.create_vm().map_err(failed("creating a virtual machine"))?;
-        let page = Page::new().ok_or("no memory for a probe of /dev/kvm")?;
         let [a, b, c, d] = ROUNDS.to_le_bytes();
         page.write(&[0x66, 0xB9, a, b, c, d, 0x66, 0x49, 0x75, 0xFC, 0xF4]);
         let region = kvm_userspace_memory_region {
@@ -73,7 +73,7 @@ mod loop_in_guest {
             memory_size: PAGE,
             userspace_addr: page.address.expose_provenance() as u64,
         };
-        // SAFETY: the page stays mapped until the VM and its vCPU, declared after it here, are gone: `vm` is dropped explicitly below.
+        // SAFETY: the page stays mapped until the VM and its vCPU are gone: they are declared after it, so they are dropped before it on every way out.
         unsafe { vm.set_user_memory_region(region) }.map_err(failed("giving memory"))?;
         let mut vcpu = vm.create_vcpu(0).map_err(failed("creating a vCPU"))?;
         let mut segments = vcpu.get_sregs().map_err(failed("reading registers"))?;
@@ -81,18 +81,14 @@ mod loop_in_guest {
         vcpu.set_sregs(&segments).map_err(failed("setting registers"))?;
         vcpu.set_regs(&kvm_regs { rip: PAGE, rflags: 2, ..kvm_regs::default() }).map_err(failed("setting registers"))?;
         let begin = Instant::now();
-        let end = loop {
+        loop {
             match vcpu.run() {
-                Ok(VcpuExit::Hlt) => break Ok(begin.elapsed()),
-                Ok(other) => break Err(format!("/dev/kvm: a probe guest ended unexpectedly ({other:?})")),
+                Ok(VcpuExit::Hlt) => return Ok(begin.elapsed()),
+                Ok(other) => return Err(format!("/dev/kvm: a probe guest ended unexpectedly ({other:?})")),
                 Err(error) if error.errno() == rustix::io::Errno::INTR.raw_os_error() => {}
-                Err(error) => break Err(format!("/dev/kvm: running a guest failed: {error}")),
+                Err(error) => return Err(format!("/dev/kvm: running a guest failed: {error}")),
             }
-        };
-        drop(vcpu);
-        drop(vm);
-        drop(page);
-        end
+        }
     }
 
     /// One page of our own memory.

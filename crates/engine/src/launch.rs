@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -142,7 +142,9 @@ impl Engine {
             dropped_root: spawned.dropped_root,
             sandbox: qemu.has_sandbox,
         };
-        let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(spawned.pidfd.as_fd()), rustix::process::WaitIdOptions::EXITED);
+        if let Some(process) = spawned.process.pidfd() {
+            let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(process), rustix::process::WaitIdOptions::EXITED);
+        }
         Ok(Some(confinement))
     }
 

@@ -5,8 +5,9 @@
 
 use std::ffi::CString;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::mpsc;
 
@@ -41,12 +42,38 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 pub(crate) struct Spawned {
     pub pid: i32,
-    pub pidfd: OwnedFd,
+    pub process: Process,
     pub isolation: Isolation,
     /// Does it see a file tree of its own?
     pub has_own_root: bool,
     /// Did it give up root?
     pub dropped_root: bool,
+}
+
+/// A process that is killed when nobody wants it: dropping it returns once it is gone.
+#[derive(Debug)]
+pub(crate) struct Process(Option<OwnedFd>);
+
+impl Process {
+    /// Its pidfd. It is the caller's now, to kill and to wait for.
+    pub(crate) fn take_over(mut self) -> Option<OwnedFd> {
+        self.0.take()
+    }
+
+    /// Its pidfd, to wait for its end.
+    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.as_ref().map(AsFd::as_fd)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.0 {
+            // One that is gone already and one that was reaped answer with errors.
+            let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+            let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(pidfd.as_fd()), rustix::process::WaitIdOptions::EXITED);
+        }
+    }
 }
 
 /// A process that could not be started.
@@ -105,14 +132,13 @@ fn door() -> std::io::Result<mpsc::Sender<Job>> {
 fn serve(jobs: &mpsc::Receiver<Job>) {
     child::block_signals();
     while let Ok(Job { plan, answer }) = jobs.recv() {
-        // Nobody waits any more: the process is dropped and so killed by whoever holds its pidfd; here there is nobody, so it is dropped at once.
-        let _ = answer.send(start(plan));
+        // If nobody waits any more, the process is dropped with the answer and so killed.
+        let _ = answer.send(start(plan, Path::new("/proc")));
     }
 }
 
-fn start(plan: Plan) -> Result<Spawned, SpawnError> {
-    let (parent_end, child_end) = UnixStream::pair().map_err(SpawnError::Clone)?;
-    let child_end = above_standard(&child_end.into()).map_err(SpawnError::Clone)?;
+/// Starts the program as isolated as this host allows; `proc` is where the host's processes are shown.
+fn start(plan: Plan, proc: &Path) -> Result<Spawned, SpawnError> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| SpawnError::Descriptors(error.into()))?;
     let null = above_standard(&null).map_err(SpawnError::Descriptors)?;
@@ -123,26 +149,54 @@ fn start(plan: Plan) -> Result<Spawned, SpawnError> {
     prepared.stderr = stderr.as_raw_fd();
     prepared.drop_root = plan.drop_root;
     prepared.own_root = plan.own_root;
-    prepared.child_end = child_end.as_raw_fd();
-    prepared.parent_end = parent_end.as_raw_fd();
-    let child = child::start(&prepared).map_err(SpawnError::Clone)?;
-    drop(child_end);
-    match converse(&child, &prepared, &parent_end) {
-        Ok((has_own_root, dropped_root)) => {
-            Ok(Spawned { pid: child.pid, pidfd: child.pidfd, isolation: child.isolation, has_own_root, dropped_root })
-        }
-        Err(error) => {
-            let _ = rustix::process::pidfd_send_signal(&child.pidfd, rustix::process::Signal::KILL);
-            let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(child.pidfd.as_fd()), rustix::process::WaitIdOptions::EXITED);
-            Err(error)
+    let mut last = std::io::Error::from_raw_os_error(libc::EINVAL);
+    for isolation in [Isolation::Full, Isolation::WithoutUser, Isolation::Nothing] {
+        match start_in(&mut prepared, isolation, proc) {
+            Ok(spawned) => return Ok(spawned),
+            Err(Refused::Isolation(error)) => {
+                tracing::debug!(?isolation, %error, "This host does not allow a VM's process these namespaces");
+                last = error;
+            }
+            Err(Refused::Start(error)) => return Err(error),
         }
     }
+    Err(SpawnError::Clone(last))
+}
+
+/// Why a process could not be started in an isolation.
+enum Refused {
+    /// The host does not allow it: a weaker one may do.
+    Isolation(std::io::Error),
+    /// It would not start in another either.
+    Start(SpawnError),
+}
+
+impl From<SpawnError> for Refused {
+    fn from(error: SpawnError) -> Self {
+        Self::Start(error)
+    }
+}
+
+fn start_in(prepared: &mut Prepared, isolation: Isolation, proc: &Path) -> Result<Spawned, Refused> {
+    let (parent_end, child_end) = UnixStream::pair().map_err(SpawnError::Clone)?;
+    let child_end = above_standard(&child_end.into()).map_err(SpawnError::Clone)?;
+    prepared.child_end = child_end.as_raw_fd();
+    prepared.parent_end = parent_end.as_raw_fd();
+    let (pid, pidfd) = child::start(prepared, isolation).map_err(Refused::Isolation)?;
+    let process = Process(Some(pidfd));
+    drop(child_end);
+    if isolation == Isolation::Full {
+        // Some hosts let everybody make a user namespace, but not map users into it, or hide processes from their parents.
+        child::map_users(pid, prepared, proc).map_err(Refused::Isolation)?;
+        child::tell_mapped(parent_end.as_fd()).map_err(|_| SpawnError::Vanished)?;
+    }
+    let (has_own_root, dropped_root) = converse(&parent_end)?;
+    Ok(Spawned { pid, process, isolation, has_own_root, dropped_root })
 }
 
 /// The parent's part of the talk with the child, until the exec closes its end. Returns whether the child has a file tree of its own, and whether it
 /// gave up root.
-fn converse(child: &child::Child, prepared: &Prepared, mut parent_end: &UnixStream) -> Result<(bool, bool), SpawnError> {
-    child::map_users(child, prepared, parent_end.as_fd()).map_err(SpawnError::DropRoot)?;
+fn converse(mut parent_end: &UnixStream) -> Result<(bool, bool), SpawnError> {
     let mut first = [0];
     parent_end.read_exact(&mut first).map_err(|_| SpawnError::Vanished)?;
     if first == [child::READY] {
@@ -167,4 +221,53 @@ fn converse(child: &child::Child, prepared: &Prepared, mut parent_end: &UnixStre
         Step::Descriptors => SpawnError::Descriptors(error),
         Step::Exec => SpawnError::Exec(error),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+    use super::*;
+
+    fn plan(script: &str) -> Plan {
+        Plan {
+            program: c"/bin/sh".to_owned(),
+            arguments: [c"sh", c"-c"].map(ToOwned::to_owned).into_iter().chain([CString::new(script).unwrap()]).collect(),
+            environment: Vec::new(),
+            keep: Vec::new(),
+            stderr: std::fs::File::options().write(true).open("/dev/null").unwrap().into(),
+            drop_root: DropRoot::No,
+            own_root: None,
+        }
+    }
+
+    /// Starts it on a thread as the spawner's is, where processes are shown at `proc`, and waits for its end: its isolation and exit status.
+    fn run(script: &str, proc: &'static str) -> (Isolation, i32) {
+        let plan = plan(script);
+        let act = move || {
+            child::block_signals();
+            let spawned = start(plan, Path::new(proc)).unwrap();
+            let status = waitid(WaitId::PidFd(spawned.process.pidfd().unwrap()), WaitIdOptions::EXITED).unwrap().unwrap();
+            (spawned.isolation, status.exit_status().unwrap())
+        };
+        std::thread::spawn(act).join().unwrap()
+    }
+
+    #[test]
+    fn a_host_that_refuses_the_user_mapping_gets_a_process_with_less_isolation() {
+        let (usual, status) = run("exit 7", "/proc");
+        assert_eq!(status, 7);
+        let (isolation, status) = run("exit 7", "/nonexistent");
+        assert_eq!(status, 7);
+        assert_ne!(isolation, Isolation::Full);
+        println!("usually {usual:?}, with a mapping refused {isolation:?}");
+    }
+
+    #[test]
+    fn a_process_that_nobody_takes_over_is_killed() {
+        let spawned = spawn(plan("sleep 1000")).unwrap();
+        let pid = spawned.pid;
+        drop(spawned);
+        assert!(!Path::new("/proc").join(pid.to_string()).exists());
+    }
 }

@@ -103,10 +103,11 @@ impl Vm {
         choice: Choice,
         confinement: Confinement,
     ) -> io::Result<Self> {
+        // Until here a way out would end the process: `Spawned` does.
         rustix::io::ioctl_fionbio(&stderr, true)?;
         rustix::io::ioctl_fionbio(&qmp, true)?;
         let pid = u32::try_from(spawned.pid).ok();
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), process: Some(spawned.pidfd) });
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), process: spawned.process.take_over() });
         let watched = Arc::clone(&shared);
         let watcher = std::thread::Builder::new().name("vm-watcher".to_owned()).spawn(move || watched.watch(&qmp, &stderr));
         let mut vm = Self { shared, console: Some(console), watcher: None, choice: Some(choice), confinement, pid };
