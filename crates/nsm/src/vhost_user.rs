@@ -114,6 +114,8 @@ impl Handler {
     fn interrupt(&self) {
         if let Some(call) = &self.ring.call
             && let Err(error) = rustix::io::write(call, &1_u64.to_ne_bytes())
+            && error != rustix::io::Errno::AGAIN
+        // it is signalled already, as often as can be
         {
             tracing::warn!(%error, "The guest's NSM driver could not be interrupted");
         }
@@ -140,6 +142,15 @@ fn map(region: &VhostUserMemoryRegion, file: File) -> Result<(GuestRegionMmap, M
     let (user_address, guest_address, size) = (region.user_addr, region.guest_phys_addr, region.memory_size);
     let mapped = GuestRegionMmap::new(region.mmap_region(file)?, GuestAddress(guest_address)).ok_or(Error::InvalidParam)?;
     Ok((mapped, Mapping { user_address, guest_address, size }))
+}
+
+/// Lets nobody wait for an eventfd. QEMU's own are so; those of a QEMU that a guest took over could hold up this thread for ever, by a counter that
+/// stands at its end. (It can take the flag away again, since descriptors share it: then its own device waits until the process is ended.)
+fn without_waiting(file: Option<File>) -> Result<Option<File>> {
+    if let Some(file) = &file {
+        rustix::io::ioctl_fionbio(file, true).map_err(|error| Error::ReqHandlerError(error.into()))?;
+    }
+    Ok(file)
 }
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
@@ -276,12 +287,12 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
         let ring = self.only_queue(index)?;
         ring.queue.set_ready(file.is_some());
-        ring.kick = file;
+        ring.kick = without_waiting(file)?;
         Ok(())
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        self.only_queue(index)?.call = file;
+        self.only_queue(index)?.call = without_waiting(file)?;
         Ok(())
     }
 

@@ -282,6 +282,24 @@ fn the_nsm_ends_when_it_is_dropped_whatever_it_waits_for() {
 }
 
 #[test]
+fn an_interrupt_that_nobody_can_take_does_not_hold_up_the_nsm() {
+    let nsm = spawn(false, image);
+    let mut machine = Machine::start(&nsm, shared_memory(1), VERSION_1 | PROTOCOL_FEATURES);
+    let stuck = EventFd::new(0).unwrap();
+    stuck.write(u64::MAX - 1).unwrap(); // one more would wait until somebody reads
+    machine.frontend.set_vring_call(0, &stuck).unwrap();
+    machine.driver.exchange(0, DESCRIBE_NSM);
+    machine.kick.write(1).unwrap();
+    let start = Instant::now();
+    while machine.driver.used().len() < 2 {
+        assert!(start.elapsed() < PATIENCE, "no answer came");
+        std::thread::yield_now();
+    }
+    machine.frontend.get_features().unwrap(); // the thread that interrupts is the one that answers
+    drop(nsm);
+}
+
+#[test]
 fn a_stranger_that_speaks_something_else_ends_it() {
     let nsm = spawn(false, image);
     let mut frontend = UnixStream::from(nsm.take_frontend().unwrap());

@@ -8,7 +8,7 @@ use std::ops::Deref;
 use std::sync::MutexGuard;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::{VhostUserBackend, VringMutex, VringT};
+use vhost_user_backend::{VhostUserBackend, VringT};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueT;
@@ -18,6 +18,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use crate::device::{Device, Rings};
 use crate::service::{SharedDevice, lock};
+use crate::vring::Vring;
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -58,7 +59,7 @@ impl Face {
 
 impl VhostUserBackend for Face {
     type Bitmap = ();
-    type Vring = VringMutex;
+    type Vring = Vring;
 
     fn num_queues(&self) -> usize {
         QUEUES
@@ -113,7 +114,7 @@ impl VhostUserBackend for Face {
     }
 
     /// Any event leads to the same work. It never gives an error: the crate would end the thread for it.
-    fn handle_event(&self, event: u16, _events: EventSet, vrings: &[VringMutex], _thread: usize) -> io::Result<()> {
+    fn handle_event(&self, event: u16, _events: EventSet, vrings: &[Vring], _thread: usize) -> io::Result<()> {
         let mut device = self.device();
         if u64::from(event) == HOST_EVENT {
             device.host_events();

@@ -29,6 +29,7 @@ mod router;
 mod server;
 mod service;
 mod table;
+mod vring;
 
 pub use backend::{VsockBackend, spawn};
 pub use config::{Peer, VsockConfig};

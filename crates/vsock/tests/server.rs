@@ -110,6 +110,11 @@ fn front_ends_come_and_go_and_nothing_of_one_reaches_the_next() {
     }
     until("the device rests", || device_threads() == ["vsock-frontends"]);
     nobody_is_there();
+
+    // A guest that puts a ring outside of its RAM loses the device. Nobody else loses anything.
+    machine = Machine::start(UnixStream::connect(&path).unwrap());
+    machine.start_queue(0, 1 << 40).unwrap_err();
+    assert!(machine.is_cut_off());
     machine = Machine::start(UnixStream::connect(&path).unwrap());
     machine.request(PARENT_CID, ENCLAVE_CID, 1000, 5000);
     assert_eq!(machine.packet().1, frontend::RESPONSE);
