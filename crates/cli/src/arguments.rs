@@ -95,6 +95,13 @@ pub enum Command {
     /// Talk to enclaves over vsock
     #[command(subcommand)]
     Vsock(VsockCommand),
+    /// Give a virtual machine a Nitro Enclaves device, so that it is a parent instance
+    #[command(
+        after_help = "Examples:\n  nitroxide device --socket ne.sock\n  nitroxide device --socket ne.sock --max-enclaves 1 --fault start@1=-EIO\n\n\
+        It prints what to add to QEMU's command line. In the VM the distribution's nitro_enclaves driver finds the device; enclaves run in memory \
+        that the VM has given away. Ctrl-C ends all of them."
+    )]
+    Device(DeviceArguments),
     /// Say what this machine can do, what is missing, and what to do about it
     #[command(after_help = "Example:\n  nitroxide doctor --json | jq '.checks[] | select(.state != \"ok\")'")]
     Doctor(DoctorArguments),
@@ -333,6 +340,47 @@ pub enum VsockCommand {
         #[arg(long)]
         keep: bool,
     },
+}
+
+/// `device`.
+#[derive(Debug, Args)]
+pub struct DeviceArguments {
+    /// Where QEMU's vfio-user-pci connects to
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// Where QEMU's vhost-user-vsock-pci connects to [default: the other path and .vsock]
+    #[arg(long, value_name = "PATH")]
+    pub vsock: Option<PathBuf>,
+    /// What becomes of memory that the VM gives to an enclave
+    #[arg(long, value_enum, default_value_t = MemoryKind::Isolated)]
+    pub memory: MemoryKind,
+    /// How many pieces of memory an enclave may have [default: 4096]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_regions: Option<u32>,
+    /// How many enclaves there may be at a time [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_enclaves: Option<u32>,
+    /// Commands of the driver that go wrong on purpose, e.g. start@1=-EIO or stop=delay:5s (docs/device.md, "Faults")
+    #[arg(long, value_name = "RULES", default_value = "", hide_default_value = true)]
+    pub fault: String,
+    /// The directory for what the VM's enclaves share [default: a fresh one below the runtime directory]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub world: Option<PathBuf>,
+    /// Let programs in the VM steer the device (docs/device-pci.md, "Test control")
+    #[arg(long, hide = true)]
+    pub test_control: bool,
+    /// How an enclave's virtual machine is run.
+    #[command(flatten)]
+    pub launch: LocalArguments,
+}
+
+/// The choice of `device --memory`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MemoryKind {
+    /// Its content is copied and its pages are taken from the VM, which can neither read nor change its enclave.
+    Isolated,
+    /// The enclave runs in the very pages: nothing is copied, and the VM can read and change it.
+    ZeroCopy,
 }
 
 /// `doctor`.

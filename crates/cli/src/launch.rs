@@ -148,18 +148,33 @@ impl Running {
     }
 }
 
-fn choice(request: &LaunchRequest) -> DeviceChoice {
-    let mut launch = LaunchOptions::new(&request.name);
-    launch.engine = if request.engine == EngineKind::None { EngineChoice::None } else { EngineChoice::Auto };
-    launch.accelerator = match request.engine {
+/// What executes enclaves, by `--engine`.
+pub fn engine_choice(engine: EngineKind) -> EngineChoice {
+    if engine == EngineKind::None { EngineChoice::None } else { EngineChoice::Auto }
+}
+
+/// What executes their instructions, by `--engine`.
+pub fn accelerator(engine: EngineKind) -> Accelerator {
+    match engine {
         EngineKind::Kvm => Accelerator::Kvm,
         EngineKind::Tcg => Accelerator::Tcg,
         EngineKind::Auto | EngineKind::None => Accelerator::Auto,
-    };
-    launch.discovery = match request.discovery {
+    }
+}
+
+/// How guests find devices, by `--virtio-discovery`.
+pub fn discovery(discovery: Discovery) -> VirtioDiscovery {
+    match discovery {
         Discovery::Acpi => VirtioDiscovery::Acpi,
         Discovery::Cmdline => VirtioDiscovery::Cmdline,
-    };
+    }
+}
+
+fn choice(request: &LaunchRequest) -> DeviceChoice {
+    let mut launch = LaunchOptions::new(&request.name);
+    launch.engine = engine_choice(request.engine);
+    launch.accelerator = accelerator(request.engine);
+    launch.discovery = discovery(request.discovery);
     let local = LocalOptions { launch, ..LocalOptions::default() };
     match request.device {
         DeviceKind::Auto => DeviceChoice::Auto(local),

@@ -3,6 +3,7 @@
 pub mod console;
 pub mod describe_eif;
 pub mod describe_enclaves;
+pub mod device;
 pub mod doctor;
 pub mod explain;
 pub mod generate;

@@ -62,7 +62,7 @@ fn connect(cid: u32, port: u32, device: DeviceKind) -> Result<OwnedFd, Failure> 
     let stream = if cid == PARENT_CID {
         // A port of our own that no other process has: nothing checks it, but the listener may show it.
         let from = VsockAddress { port: 1 << 30 | std::process::id(), ..from };
-        world.connect_patiently(Endpoint::ParentPort(port), Some(from), PATIENCE)
+        world.connect_parent(from, port, PATIENCE)
     } else {
         world.connect_enclave(from, cid, port, PATIENCE).map(|(stream, _)| stream)
     };

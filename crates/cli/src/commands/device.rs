@@ -1,0 +1,309 @@
+//! `device`: the Nitro Enclaves device for a virtual machine, which becomes a parent instance by it.
+//!
+//! One process serves one VM: the PCI device and the parent's vsock, each at a socket that QEMU connects to. Enclaves run in processes of their own. What
+//! happens is told on standard error; standard output gets one line of JSON when both sockets listen. The user's page is docs/device-pci.md.
+
+use std::{
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use nitroxide_device::{Device, Faults, Launcher, Limits};
+use nitroxide_device_pci::{BindError, ParentRam, ParentVsock, ParentVsockError, PciServer, ServerOptions, Stop};
+use nitroxide_enclave::{EngineChoice, Happening, LaunchOptions, MemoryMode, Parent, ParentMemory, ProcessLauncher, SlotRecord};
+use nitroxide_engine::Engine;
+use nitroxide_guest_sys::signals::Signals;
+use nitroxide_world::World;
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::Signal,
+};
+use serde::Serialize;
+
+use crate::{
+    arguments::{DeviceArguments, MemoryKind},
+    codes::ErrorCode,
+    ending,
+    failure::Failure,
+    launch, output,
+    remarks::Remarks,
+    world,
+};
+
+/// How much of the last console output is shown with the end of an enclave, in lines.
+const TAIL_LINES: usize = 10;
+
+/// What standard output gets when both sockets listen.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Ready<'a> {
+    socket: &'a Path,
+    vsock_socket: &'a Path,
+    runtime_directory: &'a Path,
+    qemu_options: Vec<String>,
+}
+
+/// Serves one VM after the other until a signal comes.
+pub fn run(arguments: &DeviceArguments, remarks: Remarks) -> Result<ExitCode, Failure> {
+    let faults: Faults =
+        arguments.fault.parse().map_err(|error| Failure::new(ErrorCode::INVALID_ARGUMENT, "--fault is not understood").because(error))?;
+    // Before any thread is there: all of them inherit it, and one waits.
+    let signals = Signals::block(&[Signal::INT, Signal::TERM, Signal::HUP].map(Signal::as_raw))
+        .map_err(|error| Failure::new(ErrorCode::SIGNAL_MASK, "Signals cannot be blocked").because(error))?;
+    // Dropped last, when nothing uses the directory any more.
+    let place = Place::new(arguments.world.as_deref())?;
+    let world = &place.world;
+    let vsock_path = arguments.vsock.clone().unwrap_or_else(|| with_suffix(&arguments.socket, ".vsock"));
+
+    let ram = Arc::new(ParentRam::new());
+    let launcher = Arc::new(ProcessLauncher::new(world.clone(), Arc::clone(&ram) as Arc<dyn ParentMemory>, launch_options(arguments)));
+    tell_what_happens(&launcher, remarks);
+    let default = Limits::default();
+    let limits = Limits {
+        max_slots: arguments.max_enclaves.unwrap_or(default.max_slots),
+        max_regions: arguments.max_regions.unwrap_or(default.max_regions),
+        ..default
+    };
+    let device = Arc::new(Device::new(limits, faults, Arc::clone(&launcher) as Arc<dyn Launcher>));
+    let options = ServerOptions { test_control: arguments.test_control };
+    let server = PciServer::bind(&arguments.socket, options, device, ram).map_err(|error| not_bound(&arguments.socket, error))?;
+    let _vsock = ParentVsock::listen(&vsock_path, world).map_err(|error| match error {
+        ParentVsockError::Socket(error) => not_bound(&vsock_path, error),
+        error => Failure::new(ErrorCode::SOCKET, "The virtual machine's vsock cannot be served").because(error),
+    })?;
+
+    if arguments.launch.engine != crate::arguments::EngineKind::None {
+        say_what_is_missing(remarks);
+    }
+    announce(&arguments.socket, &vsock_path, world, remarks)?;
+    end_on_signal(signals, server.stopper());
+    server.run().map_err(|error| Failure::new(ErrorCode::SOCKET, "The device cannot be served any more").because(error))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn launch_options(arguments: &DeviceArguments) -> LaunchOptions {
+    let mut options = LaunchOptions::new("enclave");
+    options.engine = launch::engine_choice(arguments.launch.engine);
+    options.accelerator = launch::accelerator(arguments.launch.engine);
+    options.discovery = launch::discovery(arguments.launch.virtio_discovery);
+    options.parent = Parent::Vm;
+    options.memory = match arguments.memory {
+        MemoryKind::Isolated => MemoryMode::Isolated,
+        MemoryKind::ZeroCopy => MemoryMode::Shared,
+    };
+    if options.engine == EngineChoice::None {
+        // Nothing ever looks at the content.
+        tracing::debug!("Enclaves are started without a virtual machine.");
+    }
+    options
+}
+
+fn not_bound(path: &Path, error: BindError) -> Failure {
+    let code = match error {
+        BindError::TooLong(_) | BindError::NotSocket(_) => ErrorCode::SOCKET_PATH,
+        _ => ErrorCode::SOCKET,
+    };
+    Failure::new(code, format!("There can be no device at {}", path.display())).because(error)
+}
+
+/// Says what enclaves will lack, once and before a guest is surprised.
+fn say_what_is_missing(remarks: Remarks) {
+    match Engine::discover(&nitroxide_engine::Discovery::default()) {
+        Err(error) => remarks.note(format!("Enclaves cannot be started: {error}")),
+        Ok(engine) if !engine.has_nsm_device() => {
+            remarks.note("Enclaves will have no /dev/nsm: this QEMU has no vhost-user-test-device (11.0 and later)");
+        }
+        Ok(_) => {}
+    }
+}
+
+/// Says that QEMU may come, and how.
+fn announce(socket: &Path, vsock: &Path, world: &World, remarks: Remarks) -> Result<(), Failure> {
+    let options = qemu_options(socket, vsock);
+    remarks.note("The device waits for a virtual machine. Add to QEMU (11 or newer), with as much memory as the VM has in both places:\n");
+    let shown: Vec<String> = options.iter().map(|option| shell_word(option)).collect();
+    for pair in shown.chunks(2) {
+        remarks.note(format!("  {} \\", pair.join(" ")));
+    }
+    remarks.note(format!(
+        "\nEnclaves can be looked at from here: NITROXIDE_RUNTIME_DIR={} nitroxide describe-enclaves",
+        shell_word(&world.path().to_string_lossy())
+    ));
+    let ready = Ready { socket, vsock_socket: vsock, runtime_directory: world.path(), qemu_options: options };
+    let line = serde_json::to_string(&ready)
+        .map_err(|error| Failure::new(ErrorCode::SERDE, "The result cannot be written as JSON").because(error))?;
+    output::bytes(format!("{line}\n").as_bytes())
+}
+
+/// What QEMU needs besides an ordinary VM.
+fn qemu_options(socket: &Path, vsock: &Path) -> Vec<String> {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).to_string_lossy().into_owned();
+    let device = serde_json::json!({ "driver": "vfio-user-pci", "socket": { "type": "unix", "path": absolute(socket) } });
+    // In QEMU's own syntax a comma in a value is written twice.
+    let chardev = format!("socket,id=ne-vsock,path={}", absolute(vsock).replace(',', ",,"));
+    [
+        ("-m", "4G"),
+        ("-object", "memory-backend-memfd,id=ne-ram,size=4G,share=on"),
+        ("-machine", "q35,memory-backend=ne-ram"),
+        ("-device", &device.to_string()),
+        ("-chardev", &chardev),
+        ("-device", "vhost-user-vsock-pci,chardev=ne-vsock"),
+    ]
+    .into_iter()
+    .flat_map(|(option, value)| [option.to_owned(), value.to_owned()])
+    .collect()
+}
+
+/// A word as a shell reads it.
+fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,=:@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Ends the server at the first signal, this process at the second (and everything with it).
+fn end_on_signal(signals: Signals, stop: Arc<Stop>) {
+    thread::spawn(move || {
+        let mut told = false;
+        loop {
+            if signals.next(Duration::from_secs(3600)).is_none() {
+                continue;
+            }
+            if told {
+                let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+            }
+            told = true;
+            stop.stop();
+        }
+    });
+}
+
+/// Tells of enclaves that start, are refused, end.
+fn tell_what_happens(launcher: &Arc<ProcessLauncher>, remarks: Remarks) {
+    let records = Arc::downgrade(launcher);
+    launcher.observe(move |happening| {
+        let record = |slot: u64| records.upgrade().and_then(|launcher| launcher.record(slot)).unwrap_or_default();
+        match happening {
+            Happening::Started { slot_uid, memory_bytes, request } => {
+                let SlotRecord { enclave_id, cid, .. } = record(*slot_uid);
+                let debug = if request.debug { ", debug mode" } else { "" };
+                remarks.note(format!(
+                    "Enclave {enclave_id} runs: CID {}, {} vCPUs, {} MiB{debug}",
+                    cid.map_or_else(|| "?".to_owned(), |cid| cid.to_string()),
+                    request.vcpus,
+                    memory_bytes >> 20,
+                ));
+            }
+            Happening::Refused { slot_uid, refusal } => {
+                let id = record(*slot_uid).enclave_id;
+                remarks.note(format!("Enclave {id} is not started (errno {}): {}", refusal.errno, refusal.message));
+            }
+            Happening::Ended { slot_uid, report } => {
+                remarks.note(format!("{}: {}", record(*slot_uid).enclave_id, ending::text(report)));
+                for line in last_lines(&report.console_tail) {
+                    remarks.note(format!("  | {line}"));
+                }
+            }
+        }
+    });
+}
+
+/// The last lines of a console.
+fn last_lines(text: &str) -> impl Iterator<Item = &str> {
+    let lines = text.trim_end().lines().count();
+    text.trim_end().lines().skip(lines.saturating_sub(TAIL_LINES))
+}
+
+/// The world of one VM: a fresh directory below the runtime directory, gone at the end; or one that the user names, which stays.
+#[derive(Debug)]
+struct Place {
+    world: World,
+    /// A fresh directory, and the lock that says that it is in use.
+    fresh: Option<(PathBuf, OwnedFd)>,
+}
+
+impl Place {
+    fn new(named: Option<&Path>) -> Result<Self, Failure> {
+        if let Some(path) = named {
+            let path = std::path::absolute(path)
+                .map_err(|error| Failure::new(ErrorCode::READ_DISK, "The path of --world cannot be understood").because(error))?;
+            return Ok(Self { world: World::open(&path).map_err(world::unusable)?, fresh: None });
+        }
+        // Opening the user's own world makes sure that its directory is the user's alone.
+        let parents = world::open()?.path().join("parents");
+        let failed =
+            |error: std::io::Error| Failure::new(ErrorCode::READ_DISK, format!("{} cannot be used", parents.display())).because(error);
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&parents).map_err(failed)?;
+        sweep(&parents);
+        let path = parents.join(std::process::id().to_string());
+        std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
+        let lock: OwnedFd = std::fs::File::open(&path).map_err(failed)?.into();
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|errno| failed(errno.into()))?;
+        Ok(Self { world: World::open(&path).map_err(world::unusable)?, fresh: Some((path, lock)) })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some((path, _lock)) = &self.fresh {
+            // What is in it belongs to enclaves that are gone.
+            let _ = std::fs::remove_dir_all(path);
+        }
+    }
+}
+
+/// Removes the directories of devices that were killed: those that nobody has locked.
+fn sweep(parents: &Path) {
+    for entry in std::fs::read_dir(parents).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Ok(directory) = std::fs::File::open(&path) else { continue };
+        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = std::fs::remove_dir_all(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qemus_options_can_be_pasted_into_a_shell() {
+        let options = qemu_options(Path::new("/run/it's,here/ne.sock"), Path::new("/run/a,b/v.sock"));
+        assert!(
+            options.contains(&r#"{"driver":"vfio-user-pci","socket":{"path":"/run/it's,here/ne.sock","type":"unix"}}"#.to_owned())
+                || options.contains(&r#"{"driver":"vfio-user-pci","socket":{"type":"unix","path":"/run/it's,here/ne.sock"}}"#.to_owned())
+        );
+        assert!(options.contains(&"socket,id=ne-vsock,path=/run/a,,b/v.sock".to_owned()));
+        assert_eq!(shell_word("a'b {"), r"'a'\''b {'");
+        assert_eq!(shell_word("q35,memory-backend=ne-ram"), "q35,memory-backend=ne-ram");
+    }
+
+    #[test]
+    fn only_the_last_lines_of_a_console_are_shown() {
+        let text: String = (0..15).map(|line| format!("{line}\n")).collect();
+        assert_eq!(last_lines(&text).collect::<Vec<_>>(), ["5", "6", "7", "8", "9", "10", "11", "12", "13", "14"]);
+        assert_eq!(last_lines("").count(), 0);
+    }
+
+    #[test]
+    fn directories_of_killed_devices_are_swept_and_used_ones_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dead, live) = (folder.path().join("1"), folder.path().join("2"));
+        std::fs::create_dir_all(dead.join("vsock/3")).unwrap();
+        std::fs::create_dir(&live).unwrap();
+        let lock = std::fs::File::open(&live).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        sweep(folder.path());
+        assert!(!dead.exists() && live.exists());
+    }
+}
