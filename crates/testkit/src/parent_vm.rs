@@ -237,7 +237,7 @@ impl Builder {
         command.env("XDG_RUNTIME_DIR", folder).envs(self.device_environment.iter().map(|(name, value)| (name, value)));
         let mut device = Process::start(&command).expect("the program setpriv starts");
         let started = Instant::now();
-        let is_ready = |device: &Process| device.log().text().lines().any(|line| line.starts_with("ready"));
+        let is_ready = |device: &Process| device.log().text().lines().any(|line| line.starts_with("{\"Socket\""));
         while !is_ready(&device) {
             if device.status().is_some() || started.elapsed() > BOOT_PATIENCE {
                 panic!("`nitroxide device` is not ready: {:?}\n{}", device.status(), device.log().text());
