@@ -142,7 +142,9 @@ impl Qemu {
 
     /// What it says its version is, e.g. `11.1.3`; none where it does not say.
     pub fn version(&self) -> Option<String> {
-        let output = self.command().arg("--version").stdin(Stdio::null()).output().ok()?;
+        let mut command = self.command();
+        command.arg("--version").stdin(Stdio::null());
+        let output = output_within(command, ANSWER_PATIENCE).ok()?;
         let text = String::from_utf8_lossy(&output.stdout);
         text.split_once("version ")?.1.split_ascii_whitespace().next().map(str::to_owned)
     }
