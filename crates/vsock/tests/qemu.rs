@@ -1,7 +1,5 @@
 //! A real QEMU takes the device of a server by its path, is killed, and the next one takes it again. No guest runs: nothing is booted.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
-
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::process::{Child, Stdio};
