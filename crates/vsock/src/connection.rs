@@ -134,7 +134,6 @@ impl Connection {
     pub fn answered(&mut self) {
         self.phase = Phase::Open;
         self.owes_response = true;
-        self.readable = true; // what lies behind the line had its edge together with it
     }
 
     /// A connection that the host asks for; it owes the guest a request.

@@ -89,7 +89,7 @@ impl Device {
                 if let Some(connection) = self.table.connection_mut(token) {
                     connection.answered();
                 }
-                self.take_event(token, flags); // the end may have come with the line
+                self.take_event(token, flags); // what lies behind the line came with it, and so may the end have
             }
             Line::Junk => {
                 tracing::debug!("The other end of a guest's connection did not answer `OK <number>`; it is reset.");
