@@ -130,7 +130,7 @@ pub struct Pass {
 pub enum Threads {
     /// The calling thread alone: every byte from the second ramdisk on is hashed twice, one after the other.
     One,
-    /// The calling thread and a helper that lives as long as the call.
+    /// The calling thread and a helper that lives as long as the call; where no thread is to be had, as `One`.
     Two,
 }
 
