@@ -104,6 +104,8 @@ enum Refusal {
     ShortFile(u64),
     /// the memory at {0:#x} is also at {1:#x}
     Alias(u64, u64),
+    /// QEMU announced two windows for the memory at {0:#x}
+    Overlap(u64),
 }
 
 /// Finds the ranges behind the addresses from `begin` to `end`.
@@ -122,6 +124,9 @@ fn find(windows: &BTreeMap<u64, Mapped>, begin: u64, end: u64) -> Result<Vec<Fil
         if offset.checked_add(size).is_none_or(|end| end > length) {
             return Err(Refusal::ShortFile(at));
         }
+        if overlapped(windows, iova, at, size) {
+            return Err(Refusal::Overlap(at));
+        }
         if let Some(other) = alias(windows, iova, file.identity, offset, size) {
             return Err(Refusal::Alias(at, other));
         }
@@ -129,6 +134,11 @@ fn find(windows: &BTreeMap<u64, Mapped>, begin: u64, end: u64) -> Result<Vec<Fil
         at = at.saturating_add(size);
     }
     Ok(ranges)
+}
+
+/// Is an address of this piece in another window, too? A QEMU in order takes the old one away first.
+fn overlapped(windows: &BTreeMap<u64, Mapped>, iova: u64, at: u64, size: u64) -> bool {
+    windows.iter().any(|(other, mapped)| *other != iova && *other < at.saturating_add(size) && at < other.saturating_add(mapped.size))
 }
 
 /// Where else than in the window at `iova` a piece of a file is seen.
@@ -235,6 +245,27 @@ mod tests {
         assert_eq!(resolve(&ram, 2 * MIB, 2 * MIB), Some(vec![(2 * MIB, 2 * MIB)]));
         ram.unmap_all();
         assert_eq!(resolve(&ram, 2 * MIB, 2 * MIB), None);
+    }
+
+    #[test]
+    fn memory_that_two_windows_claim_is_refused() {
+        let ram = ParentRam::new();
+        ram.map(window(0, 8 * MIB, 0, &file(8 * MIB)));
+        ram.map(window(4 * MIB, 2 * MIB, 0, &file(8 * MIB)));
+        for (gpa, size, found) in [(0, 4, true), (4, 2, false), (2, 4, false), (6, 2, false)] {
+            assert_eq!(resolve(&ram, gpa * MIB, size * MIB).is_some(), found, "{gpa} {size}");
+        }
+        ram.unmap(4 * MIB, 2 * MIB);
+        assert!(resolve(&ram, 0, 8 * MIB).is_some());
+    }
+
+    #[test]
+    fn what_was_found_outlives_its_window() {
+        let ram = ParentRam::new();
+        ram.map(window(0, 4 * MIB, 0, &file(4 * MIB)));
+        let ranges = ram.resolve(MemoryRun { gpa: Gpa(0), size: 2 * MIB }).unwrap();
+        ram.unmap_all();
+        assert_eq!(rustix::io::pwrite(&ranges[0].file, b"still there", 0), Ok(11));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use nitroxide_device::{DeviceCode, MemoryRun};
 use nitroxide_engine::FileRange;
 use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, fstat, ftruncate};
 
+use crate::given::{Given, Held};
 use crate::memory::{LinearMemory, copy_range, sealable_memory};
 use crate::options::{MemoryMode, ParentMemory};
 use crate::packet::{self, FILES_PER_PACKET, RANGES_PER_PACKET, RangeSpec, ToProcess};
@@ -19,22 +20,41 @@ pub(crate) struct SlotMemory {
     ranges: Vec<FileRange>,
     /// In copying mode: the copy, and how long it is.
     copy: Option<(Arc<OwnedFd>, u64)>,
+    /// Pages of the parent's that no other enclave may have.
+    held: Held,
 }
 
 impl SlotMemory {
+    /// Nothing yet; `given` is what all slots of a launcher have.
+    pub(crate) fn new(given: Arc<Given>) -> Self {
+        Self { held: Held::new(given), ..Self::default() }
+    }
+
     /// Takes a run of the parent's memory.
     ///
     /// # Errors
     ///
-    /// EFAULT where the parent has no such memory, ENOMEM where there is no room for a copy.
+    /// EFAULT where the parent has no such memory or it is with an enclave already, ENOMEM where there is no room for a copy, EIO where the
+    /// parent's pages cannot be taken out of its files. Nothing is kept then, and the parent has its content.
     pub(crate) fn add(&mut self, parent: &dyn ParentMemory, mode: MemoryMode, run: MemoryRun) -> Result<(), DeviceCode> {
         let pieces = parent.resolve(run).ok_or(DeviceCode::EFAULT)?;
         let total = pieces.iter().try_fold(0_u64, |sum, piece| sum.checked_add(piece.size));
         if total != Some(run.size) {
             return Err(DeviceCode::EFAULT);
         }
+        if !matches!(mode, MemoryMode::Isolated | MemoryMode::Shared) {
+            return self.keep(pieces, mode, run.size);
+        }
+        let Some(mark) = self.held.take(&pieces) else {
+            tracing::warn!(gpa = run.gpa.0, "The parent's pages at this address are with an enclave already, by another address.");
+            return Err(DeviceCode::EFAULT);
+        };
+        self.keep(pieces, mode, run.size).inspect_err(|_| self.held.give_back(mark))
+    }
+
+    fn keep(&mut self, pieces: Vec<FileRange>, mode: MemoryMode, size: u64) -> Result<(), DeviceCode> {
         if mode.copies() {
-            let copied = self.copied(&pieces, run.size).map_err(|error| {
+            let copied = self.copied(&pieces, size).map_err(|error| {
                 tracing::warn!(%error, "The parent's memory cannot be copied.");
                 DeviceCode::ENOMEM
             })?;
@@ -75,10 +95,11 @@ impl SlotMemory {
     ///
     /// A parent that writes meanwhile writes zeros away or into its own new pages; the copy is not touched.
     fn take_out(&mut self, pieces: &[FileRange], copied: &FileRange) -> Result<(), DeviceCode> {
-        for piece in pieces {
+        for (number, piece) in pieces.iter().enumerate() {
             if let Err(errno) = punch(piece) {
                 tracing::warn!(%errno, "The parent's pages cannot be taken out of its memory; let QEMU use memory-backend-memfd.");
-                // The copy is forgotten; what was taken out is lost to the parent, as it would be after a real donation.
+                put_back(pieces.get(..number).unwrap_or_default(), copied);
+                // The copy is forgotten.
                 let _ = punch(copied);
                 self.copy = Some((Arc::clone(&copied.file), copied.offset));
                 return Err(DeviceCode::EIO);
@@ -129,6 +150,18 @@ impl SlotMemory {
             packet::send(&socket, &ToProcess::Ranges(some.to_vec()), &[])?;
         }
         Ok(())
+    }
+}
+
+/// Gives pieces that were taken out their content again, from the beginning of their copy.
+fn put_back(pieces: &[FileRange], copied: &FileRange) {
+    let mut from = copied.offset;
+    for piece in pieces {
+        let source = FileRange { file: Arc::clone(&copied.file), offset: from, size: piece.size };
+        if let Err(error) = copy_range(&source, &piece.file, piece.offset) {
+            tracing::error!(%error, "What was taken out of the parent's memory cannot be put back; it reads zeros there.");
+        }
+        from = from.saturating_add(piece.size); // Within the copy.
     }
 }
 
@@ -257,6 +290,51 @@ mod tests {
         assert!(Arc::ptr_eq(&memory.ranges[0].file, &file));
         memory.scrub(MemoryMode::Shared);
         assert_eq!((read(&file, 2 << 20), &read(&file, 0)), ([0; 6], b"before"));
+    }
+
+    /// A parent with several pieces for whatever is asked.
+    struct Pieces(Vec<FileRange>);
+
+    impl ParentMemory for Pieces {
+        fn resolve(&self, _: MemoryRun) -> Option<Vec<FileRange>> {
+            Some(self.0.clone())
+        }
+    }
+
+    #[test]
+    fn a_parent_keeps_its_content_when_one_of_its_files_cannot_be_punched() {
+        let (_, good) = parent_with(b"secret", 4096, 2 << 20);
+        let (_, sealed) = parent_with(b"sealed", 4096, 2 << 20);
+        fcntl_add_seals(&sealed, SealFlags::WRITE).unwrap();
+        let piece = |file: &Arc<OwnedFd>| FileRange { file: Arc::clone(file), offset: 0, size: 2 << 20 };
+        let given = Arc::<Given>::default();
+        let mut memory = SlotMemory::new(Arc::clone(&given));
+        let parent = Pieces(vec![piece(&good), piece(&sealed)]);
+        assert_eq!(memory.add(&parent, MemoryMode::Isolated, MemoryRun { gpa: Gpa(0), size: 4 << 20 }), Err(DeviceCode::EIO));
+        assert_eq!((&read(&good, 4096), &read(&sealed, 4096), memory.bytes()), (b"secret", b"sealed", 0));
+        // Another may have what was not taken, and this slot goes on with an empty copy.
+        let run = MemoryRun { gpa: Gpa(0), size: 2 << 20 };
+        let mut other = SlotMemory::new(given);
+        other.add(&Pieces(vec![piece(&good)]), MemoryMode::Isolated, run).unwrap();
+        memory.add(&Parent(Arc::new(sealable_memory("empty").unwrap())), MemoryMode::Copied, run).unwrap();
+        assert_eq!(read(&memory.ranges[0].file, memory.ranges[0].offset + 4096), [0; 6]);
+    }
+
+    #[test]
+    fn no_two_enclaves_have_one_page_by_whatever_address() {
+        let (_, file) = parent_with(b"shared", 0, 4 << 20);
+        let given = Arc::<Given>::default();
+        let run = |gpa| MemoryRun { gpa: Gpa(gpa), size: 2 << 20 };
+        let parent = Pieces(vec![FileRange { file: Arc::clone(&file), offset: 0, size: 2 << 20 }]);
+        for mode in [MemoryMode::Shared, MemoryMode::Isolated] {
+            let (mut one, mut other) = (SlotMemory::new(Arc::clone(&given)), SlotMemory::new(Arc::clone(&given)));
+            one.add(&parent, mode, run(0)).unwrap();
+            assert_eq!(one.add(&parent, mode, run(1 << 30)), Err(DeviceCode::EFAULT));
+            assert_eq!(other.add(&parent, mode, run(1 << 30)), Err(DeviceCode::EFAULT));
+            assert_eq!((one.bytes(), other.bytes()), (2 << 20, 0));
+            drop(one);
+            other.add(&parent, mode, run(1 << 30)).unwrap();
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use nitroxide_device::{DeviceCode, Launcher, Slot, StartRequest};
 use nitroxide_world::World;
 
+use crate::given::Given;
 use crate::options::{LaunchOptions, ParentMemory, SlotDetails};
 use crate::report::EndReport;
 use crate::slot::{ProcessSlot, lock};
@@ -87,6 +88,8 @@ pub(crate) struct Inner {
     pub(crate) world: World,
     pub(crate) memory: Arc<dyn ParentMemory>,
     pub(crate) options: LaunchOptions,
+    /// Pages of the parent's that are with enclaves.
+    pub(crate) given: Arc<Given>,
     details: Mutex<HashMap<u64, SlotDetails>>,
     records: Mutex<Records>,
     observer: Mutex<Option<Arc<Observer>>>,
@@ -113,6 +116,7 @@ impl ProcessLauncher {
                 world,
                 memory,
                 options,
+                given: Arc::default(),
                 details: Mutex::default(),
                 records: Mutex::default(),
                 observer: Mutex::default(),

@@ -18,6 +18,7 @@ mod bring_up;
 mod controls;
 mod followers;
 mod gathered;
+mod given;
 mod image;
 mod launcher;
 mod life;

@@ -52,7 +52,8 @@ struct Running {
 impl ProcessSlot {
     pub(crate) fn new(launcher: Arc<Inner>, claim: SlotClaim) -> Self {
         launcher.begin_record(claim.slot_uid, &enclave_id(claim.slot_uid));
-        Self { launcher, claim, memory: SlotMemory::default(), running: None }
+        let memory = SlotMemory::new(Arc::clone(&launcher.given));
+        Self { launcher, claim, memory, running: None }
     }
 
     fn refuse(&self, errno: i32, message: String) -> DeviceCode {
