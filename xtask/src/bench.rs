@@ -9,9 +9,10 @@ use crate::test::Steps;
 use crate::{guest, setup};
 
 /// The benchmarks: package, target, what it measures.
-const BENCHES: [(&str, &str, &str); 6] = [
+const BENCHES: [(&str, &str, &str); 7] = [
     ("nitroxide-eif", "measure", "measuring an image beside raw SHA-384"),
     ("nitroxide-device", "device_command", "a command of the device"),
+    ("nitroxide-enclave", "donate", "512 MiB of a parent VM given to an enclave"),
     ("nitroxide-nsm", "requests", "an NSM request"),
     ("nitroxide-vsock", "device", "the vsock device without a guest"),
     ("nitroxide-vsock", "throughput", "vsock throughput and round trip of a real guest"),

@@ -56,6 +56,8 @@ struct State {
     config: Config,
     control: Option<Control>,
     waiting: VecDeque<Job>,
+    /// Has the worker taken a job whose reply is not dealt with yet?
+    busy: bool,
     /// Counts switchings-off: what began before one has no reply after it.
     epoch: u64,
     /// The thread that switches off, if one runs or has run.
@@ -86,6 +88,7 @@ impl Function {
                 config: Config::new(test_control),
                 control: test_control.then(Control::default),
                 waiting: VecDeque::new(),
+                busy: false,
                 epoch: 0,
                 ending: None,
                 closed: false,
@@ -177,10 +180,10 @@ impl Function {
         }
     }
 
-    /// Waits until switching off is over and no command is waiting. For tests and the fuzz target.
+    /// Waits until switching off is over and every command is done. For tests and the fuzz target.
     pub fn settle(&self) {
         let mut state = self.shared.lock();
-        while state.registers.power() == Power::Ending || !state.waiting.is_empty() {
+        while state.registers.power() == Power::Ending || !state.waiting.is_empty() || state.busy {
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -200,8 +203,8 @@ impl Drop for Function {
         if let Some(ending) = ending {
             let _ = ending.join();
         }
-        // Whatever the driver has left, and the command under way: a reset waits for it.
-        self.shared.device.reset();
+        // Whatever the driver has left, and the command under way.
+        drop(self.shared.free_everything());
         if let Some(worker) = self.worker.take() {
             let _ = worker.join();
         }
@@ -246,8 +249,7 @@ impl Shared {
             if let Some(earlier) = earlier {
                 let _ = earlier.join();
             }
-            shared.device.reset();
-            shared.lock().registers.switched_off();
+            shared.free_everything().registers.switched_off();
             shared.changed.notify_all();
         };
         match std::thread::Builder::new().name("ne-switch-off".to_owned()).spawn(end) {
@@ -256,10 +258,23 @@ impl Shared {
                 // Without a thread the caller waits: nothing may stay given away.
                 tracing::error!(%error, "No thread for switching off; the guest waits meanwhile.");
                 drop(state);
-                self.device.reset();
-                self.lock().registers.switched_off();
+                self.free_everything().registers.switched_off();
                 self.changed.notify_all();
             }
+        }
+    }
+
+    /// Frees everything, also what a command gives away that the worker had taken but not begun when the device was reset; on return none is under way.
+    /// The caller has emptied the queue and lets nothing new in.
+    fn free_everything(&self) -> MutexGuard<'_, State> {
+        loop {
+            self.device.reset();
+            let state = self.lock();
+            if !state.busy {
+                return state;
+            }
+            // A fault may hold this command until the next reset, so the wait is a short one. What it gives away, the next round takes back.
+            drop(self.changed.wait_timeout(state, Duration::from_millis(5)).unwrap_or_else(PoisonError::into_inner));
         }
     }
 
@@ -314,15 +329,28 @@ fn work(shared: &Shared) {
                     return;
                 }
                 match state.waiting.pop_front() {
-                    Some(job) => break job,
+                    Some(job) => {
+                        state.busy = true;
+                        break job;
+                    }
                     None => state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                 }
             }
         };
+        let _busy = Busy(shared);
         let begun = Instant::now();
         let reply = shared.device.command(job.number, job.request.as_slice());
         tracing::debug!(number = job.number, rc = reply.map(|reply| reply.rc), took = ?begun.elapsed(), "A command is done.");
         shared.reply(&job, reply);
-        shared.changed.notify_all();
+    }
+}
+
+/// Says on drop, thus also after a panic in a launcher, that no command is under way.
+struct Busy<'a>(&'a Shared);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.lock().busy = false;
+        self.0.changed.notify_all();
     }
 }

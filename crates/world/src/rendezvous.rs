@@ -254,11 +254,11 @@ impl World {
     ///
     /// # Errors
     ///
-    /// As [`World::connect`].
+    /// As [`World::connect`]; `ConnectionReset` when the listener hangs up at once.
     pub fn ask(&self, endpoint: Endpoint, from: Option<VsockAddress>, port: u32) -> io::Result<UnixStream> {
         let mut stream = self.connect(endpoint, from)?;
         // An empty send buffer takes these few bytes at once.
-        stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+        send_question(&mut stream, port)?;
         Ok(stream)
     }
 
@@ -291,12 +291,7 @@ impl World {
         let mut stream = self.connect_patiently(guest, Some(from), timeout)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        // A listener that hangs up before it has read us shows as a broken pipe; for the caller that is the same refusal.
-        let asked = stream.write_all(format!("CONNECT {port}\n").as_bytes()).map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe => io::ErrorKind::ConnectionReset.into(),
-            _ => error,
-        });
-        asked?;
+        send_question(&mut stream, port)?;
         let source_port = read_answer(&mut stream)?;
         stream.set_read_timeout(None)?;
         stream.set_write_timeout(None)?;
@@ -338,6 +333,15 @@ pub(crate) enum Found {
     Stale,
     /// Something that is no socket.
     Foreign,
+}
+
+/// Asks a listener that stands for a whole guest for a port.
+fn send_question(stream: &mut UnixStream, port: u32) -> io::Result<()> {
+    // A listener that hangs up before it has read us shows as a broken pipe; for the caller that is the same refusal.
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => io::ErrorKind::ConnectionReset.into(),
+        _ => error,
+    })
 }
 
 /// Reads `OK <port>` and its line feed, not one byte more.

@@ -166,3 +166,28 @@ fn connecting_to_an_enclave_speaks_the_handshake() {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     });
 }
+
+#[test]
+fn the_parent_is_a_process_where_one_listens_and_a_virtual_machine_otherwise() {
+    let (_dir, world) = world();
+    let from = VsockAddress { cid: 3, port: 7 };
+    assert_eq!(world.connect_parent(from, 5000, PATIENCE).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+
+    let vm = world.bind(Endpoint::ParentVm).unwrap();
+    let machine = std::thread::spawn(move || {
+        for (question, answer) in [("CONNECT 5000\n", "OK 5000\n"), ("CONNECT 5001\n", "")] {
+            let (mut stream, peer) = vm.accept().unwrap();
+            let mut line = vec![0; question.len()];
+            stream.read_exact(&mut line).unwrap();
+            assert_eq!((String::from_utf8(line).unwrap().as_str(), peer), (question, Some(from)));
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    world.connect_parent(from, 5000, PATIENCE).unwrap();
+    assert_eq!(world.connect_parent(from, 5001, PATIENCE).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    machine.join().unwrap();
+
+    let process = world.bind(Endpoint::ParentPort(5000)).unwrap();
+    let _stream = world.connect_parent(from, 5000, PATIENCE).unwrap();
+    assert_eq!(process.accept().unwrap().1, Some(from));
+}
