@@ -6,6 +6,7 @@ mod bench;
 mod context;
 mod demo;
 mod guest;
+mod parent_vm;
 mod setup;
 mod soak;
 mod style;
@@ -25,7 +26,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Chore {
     /// Brings what is missing: QEMU and a Debian kernel, unpacked below target/setup (no root needed)
-    Setup,
+    Setup(setup::Options),
     /// Builds the programs that run inside an enclave, and the sample image target/demo/hello.eif
     Guest,
     /// The main job: boots a real enclave image, shows its console, talks to it, compares its measurements
@@ -36,6 +37,8 @@ enum Chore {
     Prepush,
     /// Benchmarks; their method and results are in docs/benchmarks.md
     Bench(bench::Options),
+    /// A virtual machine with the Nitro Enclaves driver and our device: runs a command in it, or gives a shell
+    ParentVm(parent_vm::Options),
     /// Heavy loops that are too long for every test run: 20 enclaves at once, gigabytes over vsock
     Soak,
 }
@@ -44,12 +47,13 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let context = Context::find()?;
     match arguments.chore {
-        Chore::Setup => setup::run(&context),
+        Chore::Setup(options) => setup::chore(&context, &options),
         Chore::Guest => guest::run(&context),
         Chore::Demo => demo::run(&context),
         Chore::Test(options) => test::run(&context, &options),
         Chore::Prepush => test::prepush(&context),
         Chore::Bench(options) => bench::run(&context, &options),
+        Chore::ParentVm(options) => parent_vm::run(&context, &options),
         Chore::Soak => soak::run(&context),
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! Works without root, by the system's own apt client with private lists, cache and state: [`apt`] finds the configured mirror, resolves and downloads,
 //! [`tree`] unpacks and checks. Downloads outlive a clone in the user's cache. Done once it costs a file read: the stamp target/setup/complete says what is
-//! there. On systems without Debian packages it says what to install instead.
+//! there. On systems without Debian packages it says what to install instead. What only tests and parent VMs need is a second stage, [`extras`].
 
 mod apt;
+mod extras;
 mod tree;
 
 use std::fs::{self, File};
@@ -29,7 +30,36 @@ const ADVICE: &str = "Nitroxide needs QEMU 11 or newer (Debian, Ubuntu: qemu-sys
                       openSUSE: qemu-x86) and an x86-64 kernel 6.8 or newer with virtio-vsock, virtio-mmio and NSM drivers. Install them, then set \
                       NITROXIDE_QEMU to the emulator and NITROXIDE_KERNEL to the kernel (a bzImage).";
 
+pub use extras::Extras;
+
+/// What to bring.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Also what only the tests need: a static busybox, the kernel's sample program for Nitro Enclaves
+    #[arg(long)]
+    tests: bool,
+}
+
 /// Runs the chore.
+pub fn chore(context: &Context, options: &Options) -> Result<()> {
+    run(context)?;
+    if options.tests { extras(context, Extras::Tests) } else { Ok(()) }
+}
+
+/// Brings what a parent VM or the tests need beside QEMU and kernel; costs a look at files where it is there.
+pub fn extras(context: &Context, wanted: Extras) -> Result<()> {
+    let place = context.in_target("setup/extra");
+    if wanted.are_at(&place) {
+        return Ok(());
+    }
+    check_system()?;
+    fs::create_dir_all(&place).into_diagnostic().wrap_err_with(|| format!("Making the folder {}", place.display()))?;
+    let _alone = lock(&context.in_target("setup/lock"))?;
+    let _alone_in_cache = lock_cache(context)?;
+    extras::bring(wanted, &place, &context.cache)
+}
+
+/// Brings QEMU and the kernel.
 pub fn run(context: &Context) -> Result<()> {
     if let (Some(qemu), Some(kernel)) = (chosen("NITROXIDE_QEMU")?, chosen("NITROXIDE_KERNEL")?) {
         eprintln!("setup: nothing to do: NITROXIDE_QEMU is {}, NITROXIDE_KERNEL is {}", qemu.display(), kernel.display());
@@ -44,10 +74,7 @@ pub fn run(context: &Context) -> Result<()> {
     }
     check_system()?;
 
-    fs::create_dir_all(&context.cache)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("Making the folder {}: set XDG_CACHE_HOME to a place you can write to", context.cache.display()))?;
-    let _alone_in_cache = lock(&context.cache.join("lock"))?;
+    let _alone_in_cache = lock_cache(context)?;
     let apt = Apt::open(&context.cache.join("apt"), KEYRING)?;
     let (packages, kernel) = select(&apt)?;
     let archives = apt.fetch(&packages, &context.cache.join("packages"))?;
@@ -127,6 +154,14 @@ fn check_system() -> Result<()> {
 fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// Makes the cache and waits until no other setup uses it.
+fn lock_cache(context: &Context) -> Result<File> {
+    fs::create_dir_all(&context.cache)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("Making the folder {}: set XDG_CACHE_HOME to a place you can write to", context.cache.display()))?;
+    lock(&context.cache.join("lock"))
 }
 
 /// Waits until no other setup works here; released when the file is closed.

@@ -15,6 +15,7 @@ const DRIVER_SEQUENCES: &str = "3000000";
 pub fn run(context: &Context) -> Result<()> {
     let mut steps = Steps::default();
     steps.take("setup", || setup::run(context))?;
+    steps.take("setup: what only tests need", || setup::extras(context, setup::Extras::Tests))?;
     steps.take("guest programs", || guest::run(context))?;
     steps.take("20 enclaves at once", || {
         context::run(context.cargo(["test", "--package", "nitroxide-cli", "--test", "many"]).env("NITROXIDE_SOAK", "1"))

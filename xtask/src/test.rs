@@ -23,6 +23,7 @@ pub fn run(context: &Context, options: &Options) -> Result<()> {
         check_style(context, &mut steps)?;
     }
     steps.take("setup", || setup::run(context))?;
+    steps.take("setup: what only tests need", || setup::extras(context, setup::Extras::Tests))?;
     steps.take("guest programs", || guest::run(context))?;
     steps.take("tests", || {
         let mut command = context.cargo(["test", "--workspace", "--no-fail-fast"]);

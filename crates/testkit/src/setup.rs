@@ -64,8 +64,17 @@ impl Setup {
         self.extra("ne_ioctl_sample.c")
     }
 
+    /// Whether the sample's source is there.
+    pub fn has_ne_ioctl_sample(&self) -> bool {
+        self.extras().join("ne_ioctl_sample.c").exists()
+    }
+
+    fn extras(&self) -> PathBuf {
+        self.root.with_file_name("extra")
+    }
+
     fn extra(&self, name: &str) -> PathBuf {
-        let path = self.root.with_file_name("extra").join(name);
+        let path = self.extras().join(name);
         assert!(path.exists(), "{} is not there: run `cargo xtask setup --tests` first", path.display());
         path
     }

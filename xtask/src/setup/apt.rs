@@ -318,16 +318,19 @@ fn remove_superseded(packages: &[Package], store: &Path) {
 
 /// Whether the file is there with this size and hash.
 fn is_whole(path: &Path, package: &Package) -> Result<bool> {
-    let Ok(mut file) = File::open(path) else { return Ok(false) };
+    let Ok(metadata) = fs::metadata(path) else { return Ok(false) };
+    Ok(metadata.len() == package.size && sha256_of(path)? == package.sha256)
+}
+
+/// A file's SHA-256 in hex.
+pub fn sha256_of(path: &Path) -> Result<String> {
     let reading = || format!("Reading {}", path.display());
-    if file.metadata().into_diagnostic().wrap_err_with(reading)?.len() != package.size {
-        return Ok(false);
-    }
+    let mut file = File::open(path).into_diagnostic().wrap_err_with(reading)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
         match file.read(&mut buffer).into_diagnostic().wrap_err_with(reading)? {
-            0 => return Ok(hex::encode(hash.finalize()) == package.sha256),
+            0 => return Ok(hex::encode(hash.finalize())),
             length => hash.update(buffer.get(..length).unwrap_or_default()),
         }
     }

@@ -82,7 +82,7 @@ pub fn build(setup: &Path, archives: &[PathBuf], kernel: &str) -> Result<String>
 }
 
 /// Unpacks one archive without its documentation.
-fn unpack(archive: &Path, root: &Path) -> Result<()> {
+pub fn unpack(archive: &Path, root: &Path) -> Result<()> {
     let failed = || format!("Unpacking {}", archive.display());
     let mut reader = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")

@@ -1,0 +1,165 @@
+//! What only parent VMs and tests need: a static busybox, and the kernel's own sample program for Nitro Enclaves.
+//!
+//! [`bring`] puts both at target/setup/extra. The sample comes out of the package of the kernel's source (160 MiB), which is not kept: the one extracted file
+//! stays in the cache with its hash, so that a second clone needs no download.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use miette::{IntoDiagnostic, Result, WrapErr, bail, miette};
+
+use super::KEYRING;
+use super::apt::{Apt, sha256_of};
+use super::tree::unpack;
+
+const BUSYBOX: &str = "busybox";
+const SAMPLE: &str = "ne_ioctl_sample.c";
+/// Where the sample is in the kernel's source.
+const SAMPLE_IN_SOURCE: &str = "samples/nitro_enclaves/ne_ioctl_sample.c";
+
+/// For what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extras {
+    /// A parent VM: busybox.
+    ParentVm,
+    /// The tests: busybox and the sample.
+    Tests,
+}
+
+impl Extras {
+    /// Whether all of it is at `place`.
+    pub fn are_at(self, place: &Path) -> bool {
+        self.names().iter().all(|name| place.join(name).is_file())
+    }
+
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::ParentVm => &[BUSYBOX],
+            Self::Tests => &[BUSYBOX, SAMPLE],
+        }
+    }
+}
+
+/// Brings what is missing at `place`, from the cache where it has it.
+pub fn bring(wanted: Extras, place: &Path, cache: &Path) -> Result<()> {
+    let store = cache.join("extra");
+    fs::create_dir_all(&store).into_diagnostic().wrap_err_with(|| format!("Making the folder {}", store.display()))?;
+    let missing = |name: &&&str| !is_kept(&store.join(name));
+    let names: Vec<&str> = wanted.names().iter().filter(missing).copied().collect();
+    if !names.is_empty() {
+        let apt = Apt::open(&cache.join("apt"), KEYRING)?;
+        for name in names {
+            let unpacked = store.join("unpacking");
+            let _ = fs::remove_dir_all(&unpacked);
+            let file = if name == BUSYBOX { fetch_busybox(&apt, &unpacked)? } else { fetch_sample(&apt, &unpacked)? };
+            keep(&file, &store.join(name))?;
+            fs::remove_dir_all(&unpacked).into_diagnostic().wrap_err_with(|| format!("Removing {}", unpacked.display()))?;
+        }
+        apt.close();
+    }
+    for name in wanted.names() {
+        let new = place.join(format!("{name}.new"));
+        let copied = fs::copy(store.join(name), &new).and_then(|_| fs::rename(&new, place.join(name)));
+        copied.into_diagnostic().wrap_err_with(|| format!("Putting {name} at {}", place.display()))?;
+    }
+    eprintln!("setup: complete: {}", wanted.names().join(", "));
+    Ok(())
+}
+
+fn fetch_busybox(apt: &Apt, folder: &Path) -> Result<PathBuf> {
+    let archive = fetch(apt, "busybox-static", folder)?;
+    unpack(&archive, folder)?;
+    let places = ["usr/bin/busybox", "bin/busybox"].map(|place| folder.join(place));
+    places.into_iter().find(|file| file.is_file()).ok_or_else(|| miette!("The package busybox-static holds no busybox"))
+}
+
+fn fetch_sample(apt: &Apt, folder: &Path) -> Result<PathBuf> {
+    // Such as 7.3 of 7.3.4+deb13-cloud-amd64.
+    let kernel = apt.kernel_version()?;
+    let version: Vec<&str> = kernel.split(['.', '-', '+']).take(2).collect();
+    let source = format!("linux-source-{}", version.join("."));
+    let archive = fetch(apt, &source, folder)?;
+    eprintln!("setup: extracting one file of {source}");
+    // Archive, tar in it, tar in that: nothing is unpacked but the one file, and reading ends with it.
+    let mut deb = pipe(Command::new("dpkg-deb").arg("--fsys-tarfile").arg(&archive))?;
+    let mut outer_tar = Command::new("tar");
+    outer_tar.args(["--extract", "--to-stdout"]).arg(format!("./usr/src/{source}.tar.xz"));
+    outer_tar.stdin(deb.stdout.take().map_or_else(Stdio::null, Stdio::from));
+    let mut outer = pipe(&mut outer_tar)?;
+    let mut inner_tar = Command::new("tar");
+    inner_tar.args(["--extract", "--xz", "--occurrence=1", "--no-same-owner", "--directory"]).arg(folder);
+    inner_tar.arg(format!("{source}/{SAMPLE_IN_SOURCE}")).stdin(outer.stdout.take().map_or_else(Stdio::null, Stdio::from));
+    let status = inner_tar.status().into_diagnostic().wrap_err("Starting tar");
+    // These hold the pipes' read ends too: without them both writers end now. That they could not write everything is no failure.
+    drop((outer_tar, inner_tar));
+    let _ = (outer.wait(), deb.wait());
+    let file = folder.join(&source).join(SAMPLE_IN_SOURCE);
+    if !status?.success() || !file.is_file() {
+        bail!("{source} holds no {SAMPLE_IN_SOURCE}");
+    }
+    Ok(file)
+}
+
+/// Downloads one package into `folder`, checked.
+fn fetch(apt: &Apt, name: &str, folder: &Path) -> Result<PathBuf> {
+    let archives = apt.fetch(&apt.packages(&[name.to_owned()])?, folder)?;
+    archives.into_iter().next().ok_or_else(|| miette!("The package {name} did not arrive"))
+}
+
+fn pipe(command: &mut Command) -> Result<std::process::Child> {
+    command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().into_diagnostic().wrap_err("Starting a program that unpacks")
+}
+
+/// Moves a file into the cache and writes its hash beside it, last.
+fn keep(file: &Path, place: &Path) -> Result<()> {
+    let keeping = || format!("Keeping {}", place.display());
+    let hash = sha256_of(file)?;
+    fs::rename(file, place).into_diagnostic().wrap_err_with(keeping)?;
+    fs::write(hash_file(place), hash).into_diagnostic().wrap_err_with(keeping)
+}
+
+/// Whether the cache has the file as it was kept.
+fn is_kept(place: &Path) -> bool {
+    let kept = fs::read_to_string(hash_file(place)).unwrap_or_default();
+    sha256_of(place).is_ok_and(|hash| hash == kept.trim())
+}
+
+fn hash_file(place: &Path) -> PathBuf {
+    let mut name = place.as_os_str().to_owned();
+    name.push(".sha256");
+    PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_file_is_taken_and_a_damaged_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (new, place) = (folder.path().join("new"), folder.path().join("kept"));
+        assert!(!is_kept(&place));
+        fs::write(&new, "content").unwrap();
+        keep(&new, &place).unwrap();
+        assert!(is_kept(&place));
+        fs::write(&place, "other").unwrap();
+        assert!(!is_kept(&place));
+    }
+
+    #[test]
+    fn extras_of_the_cache_are_put_in_place_without_a_download() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, place) = (folder.path().join("cache"), folder.path().join("extra"));
+        fs::create_dir_all(cache.join("extra")).unwrap();
+        fs::create_dir_all(&place).unwrap();
+        for name in Extras::Tests.names() {
+            fs::write(folder.path().join("new"), *name).unwrap();
+            keep(&folder.path().join("new"), &cache.join("extra").join(name)).unwrap();
+        }
+        assert!(!Extras::Tests.are_at(&place));
+        bring(Extras::Tests, &place, &cache).unwrap();
+        assert!(Extras::Tests.are_at(&place) && Extras::ParentVm.are_at(&place));
+        assert_eq!(fs::read_to_string(place.join(SAMPLE)).unwrap(), SAMPLE);
+    }
+}
