@@ -34,6 +34,10 @@ pub(crate) enum Line {
     End(SlotUid),
     /// `max-regions N`: how many pieces of memory slots made from now on may have.
     MaxRegions(u32),
+    /// `trace on` or `trace off`: every command in the log, or not.
+    Trace(bool),
+    /// `usage`: nothing is done, as the figures are always the present ones.
+    Usage,
 }
 
 impl Line {
@@ -48,6 +52,9 @@ impl Line {
                 let uid = rest.strip_prefix("0x").map_or_else(|| rest.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok());
                 uid.map(|uid| Self::End(SlotUid(uid)))
             }
+            "trace" if rest == "on" => Some(Self::Trace(true)),
+            "trace" if rest == "off" => Some(Self::Trace(false)),
+            "usage" if rest.is_empty() => Some(Self::Usage),
             "max-regions" => rest.parse().ok().map(Self::MaxRegions),
             _ => None,
         }
@@ -160,7 +167,10 @@ mod tests {
         assert_eq!(Line::parse("max-regions 4"), Some(Line::MaxRegions(4)));
         assert_eq!(Line::parse("faults "), Some(Line::Faults(Faults::none())));
         assert_eq!(Line::parse("faults"), Some(Line::Faults(Faults::none())));
-        for bad in ["", "event 1", "end", "end 0xg", "max-regions -1", "faults start=", "more"] {
+        assert_eq!(Line::parse("trace on"), Some(Line::Trace(true)));
+        assert_eq!(Line::parse("trace off"), Some(Line::Trace(false)));
+        assert_eq!(Line::parse("usage"), Some(Line::Usage));
+        for bad in ["", "trace", "trace 1", "usage 1", "event 1", "end", "end 0xg", "max-regions -1", "faults start=", "more"] {
             assert_eq!(Line::parse(bad), None, "{bad}");
         }
     }

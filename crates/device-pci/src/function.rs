@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -46,6 +47,8 @@ struct Shared {
     device: Arc<Device>,
     /// Late replies are delivered instead of dropped: for tests of drivers.
     late_replies: bool,
+    /// Are commands logged for the user to see, not only for debugging?
+    trace: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -82,6 +85,7 @@ impl Function {
         let shared = Arc::new(Shared {
             device: Arc::clone(device),
             late_replies: test_control,
+            trace: AtomicBool::new(false),
             state: Mutex::new(State {
                 registers: Registers::default(),
                 vectors: Vectors::default(),
@@ -286,6 +290,8 @@ impl Shared {
             Line::Event => self.device.raise_spurious_event(),
             Line::End(uid) => return if self.device.report_end(uid) { Ok(()) } else { Err(ENOENT) },
             Line::MaxRegions(count) => self.device.set_max_regions(count),
+            Line::Trace(on) => self.trace.store(on, Ordering::Relaxed),
+            Line::Usage => {}
         }
         Ok(())
     }
@@ -340,7 +346,12 @@ fn work(shared: &Shared) {
         let _busy = Busy(shared);
         let begun = Instant::now();
         let reply = shared.device.command(job.number, job.request.as_slice());
-        tracing::debug!(number = job.number, rc = reply.map(|reply| reply.rc), took = ?begun.elapsed(), "A command is done.");
+        let (rc, took) = (reply.map(|reply| reply.rc), begun.elapsed());
+        if shared.trace.load(Ordering::Relaxed) {
+            tracing::info!(number = job.number, rc, ?took, "A command is done.");
+        } else {
+            tracing::debug!(number = job.number, rc, ?took, "A command is done.");
+        }
         shared.reply(&job, reply);
     }
 }
@@ -352,5 +363,33 @@ impl Drop for Busy<'_> {
     fn drop(&mut self) {
         self.0.lock().busy = false;
         self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nitroxide_abi::pci::ENABLE;
+    use nitroxide_device::testing::NullLauncher;
+    use nitroxide_device::{Faults, Limits, Usage};
+
+    use super::*;
+
+    /// The worker has taken the command, and the device is reset before it has begun.
+    #[test]
+    fn a_command_that_was_taken_but_not_begun_leaves_nothing_given_away_when_switched_off() {
+        let device = Arc::new(Device::new(Limits::default(), Faults::none(), Arc::new(NullLauncher::default())));
+        let function = Function::new(&device, false).unwrap();
+        function.write(Space::Registers, ENABLE, &[1]);
+        function.shared.lock().busy = true;
+        let busy = Busy(&function.shared);
+        function.write(Space::Registers, ENABLE, &[0]);
+        // Refused while the reset runs, so it is given until it comes after one.
+        while device.command(Command::SlotAlloc.number(), &[0]).is_none_or(|reply| reply.rc != 0) {}
+        let mut enable = [0];
+        function.read(Space::Registers, ENABLE, &mut enable);
+        assert_eq!(enable, [1]);
+        drop(busy);
+        function.settle();
+        assert_eq!(device.usage(), Usage::default());
     }
 }
