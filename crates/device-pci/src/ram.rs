@@ -113,9 +113,11 @@ fn find(windows: &BTreeMap<u64, Mapped>, begin: u64, end: u64) -> Result<Vec<Fil
     let mut at = begin;
     let mut ranges = Vec::new();
     while at < end {
-        let (&iova, mapped) = windows.range(..=at).next_back().ok_or(Refusal::Nothing(at))?;
+        // Those that begin behind `at` are not in the range.
+        let mut here = windows.range(..=at).rev().filter(|(iova, mapped)| at - **iova < mapped.size);
+        let (&iova, mapped) = here.next().ok_or(Refusal::Nothing(at))?;
         let within = at - iova;
-        let left = mapped.size.checked_sub(within).filter(|left| *left > 0).ok_or(Refusal::Nothing(at))?;
+        let left = mapped.size - within;
         let file = mapped.file.as_ref().ok_or(Refusal::NoFile(at))?;
         let size = left.min(end - at);
         // That the window's end does not wrap was checked when it came.
@@ -252,7 +254,7 @@ mod tests {
         let ram = ParentRam::new();
         ram.map(window(0, 8 * MIB, 0, &file(8 * MIB)));
         ram.map(window(4 * MIB, 2 * MIB, 0, &file(8 * MIB)));
-        for (gpa, size, found) in [(0, 4, true), (4, 2, false), (2, 4, false), (6, 2, false)] {
+        for (gpa, size, found) in [(0, 4, true), (4, 2, false), (2, 4, false), (6, 2, true)] {
             assert_eq!(resolve(&ram, gpa * MIB, size * MIB).is_some(), found, "{gpa} {size}");
         }
         ram.unmap(4 * MIB, 2 * MIB);
@@ -294,6 +296,65 @@ mod tests {
         ram.map(window(4 * MIB, 4 * MIB, 4 * MIB, &file));
         let ranges = ram.resolve(MemoryRun { gpa: Gpa(2 * MIB), size: 4 * MIB }).unwrap();
         assert!(Arc::ptr_eq(&ranges[0].file, &ranges[1].file));
+    }
+
+    /// A window of the model: where, how long, which page of which file (`None`: it cannot be donated from).
+    #[derive(Clone, Copy, Debug)]
+    struct Known {
+        at: u64,
+        length: u64,
+        file: Option<usize>,
+        page: u64,
+    }
+
+    /// What the model says of one address page: the file and page behind it, if it is in one window only and its page in no other.
+    fn modelled(model: &[Known], at: u64) -> Option<(usize, u64)> {
+        let within = |known: &&Known| (known.at..known.at + known.length).contains(&at);
+        let mut here = model.iter().filter(within);
+        let known = here.next().filter(|_| here.next().is_none())?;
+        let (file, page) = (known.file?, known.page + (at - known.at));
+        let shown = |known: &&Known| known.file == Some(file) && (known.page..known.page + known.length).contains(&page);
+        (page < 16 && model.iter().filter(shown).count() == 1).then_some((file, page))
+    }
+
+    proptest! {
+        /// Windows of any kind in any order, over and beside each other, of two files of 16 pages.
+        #[test]
+        fn churning_windows_are_found_as_a_map_of_pages_says(
+            steps in proptest::collection::vec((0_u64..12, 1_u64..5, 0_usize..2, 0_u64..16, 0_u8..6), 0..24),
+            begin in 0_u64..14,
+            size in 1_u64..6,
+        ) {
+            let ram = ParentRam::new();
+            let files = [file(16 * MIB), file(16 * MIB)];
+            let mut model: Vec<Known> = Vec::new();
+            for (at, length, number, page, what) in steps {
+                let whole = window(at * MIB, length * MIB, page * MIB, &files[number]);
+                let (window, file) = match what {
+                    0 | 1 => {
+                        ram.unmap(at * MIB, length * MIB);
+                        model.retain(|known| (known.at, known.length) != (at, length));
+                        continue;
+                    }
+                    2 => (Window { writable: false, ..whole }, None),
+                    3 => (Window { file: None, ..whole }, None),
+                    _ => (whole, Some(number)),
+                };
+                ram.map(window);
+                model.retain(|known| known.at != at);
+                model.push(Known { at, length, file, page });
+            }
+            let expected: Option<Vec<_>> = (begin..begin + size).map(|at| modelled(&model, at)).collect();
+            let found = ram.resolve(MemoryRun { gpa: Gpa(begin * MIB), size: size * MIB }).map(|ranges| {
+                let number = |range: &FileRange| {
+                    let inode = |file: &OwnedFd| fstat(file).unwrap().st_ino;
+                    files.iter().position(|file| inode(file) == inode(&range.file)).unwrap()
+                };
+                let pages = |range: &FileRange| range.offset / MIB..(range.offset + range.size) / MIB;
+                ranges.iter().flat_map(|range| { let file = number(range); pages(range).map(move |page| (file, page)) }).collect::<Vec<_>>()
+            });
+            prop_assert_eq!(found, expected);
+        }
     }
 
     proptest! {

@@ -397,6 +397,25 @@ mod tests {
     use crate::packet::{self, WireAccelerator};
     use crate::stage::Stages;
 
+    /// So many pages of 2 MiB that do not continue each other.
+    fn scattered(pieces: u64) -> LinearMemory {
+        let granule = 2_u64 << 20;
+        let file = Arc::new(crate::memory::sealable_memory("parent").unwrap());
+        rustix::fs::ftruncate(&file, 2 * pieces * granule).unwrap();
+        LinearMemory::new((0..pieces).map(|piece| FileRange { file: Arc::clone(&file), offset: 2 * piece * granule, size: granule }))
+            .unwrap()
+    }
+
+    #[test]
+    fn hundreds_of_pieces_are_gathered_or_refused_where_the_parents_pages_are_used() {
+        let many = few_runs(scattered(600), MemoryMode::Private).unwrap();
+        assert_eq!((many.ranges().len(), many.size()), (1, 1200 << 20));
+        assert_eq!(few_runs(scattered(128), MemoryMode::Shared).unwrap().ranges().len(), 128);
+        let refused = few_runs(scattered(129), MemoryMode::Shared).unwrap_err();
+        assert_eq!(refused.errno, Errno::NOSPC.raw_os_error());
+        assert!(refused.message.contains("129 pieces"), "{}", refused.message);
+    }
+
     #[test]
     fn an_enclave_that_ends_at_once_is_told_to_run_before_it_is_told_to_have_ended() {
         let dir = tempfile::tempdir().unwrap();
