@@ -184,14 +184,31 @@ fn a_killed_enclave_process_takes_its_vm_along() {
     assert_clean(&place.world);
 }
 
+/// Bytes of a parent's file that are there; nothing else is anything but zero.
+fn there(place: &Place) -> u64 {
+    u64::try_from(rustix::fs::fstat(&place.memory.file).unwrap().st_blocks).unwrap() * 512
+}
+
 #[test]
-fn a_kernel_panic_is_told_from_a_reboot() {
-    let (place, _) = place(&ImageSpec::probe(&["panic"]), |options| options.memory = MemoryMode::Shared);
-    let mut slot = place.slot();
-    let (ended, news) = notifier();
-    slot.start(&request(), ended).unwrap();
-    news.recv_timeout(PATIENCE).unwrap();
-    let report = place.launcher.record(slot.uid().0).unwrap().end.unwrap();
-    assert_eq!(report.reason, EndReason::Panicked, "{report:?}");
-    assert!(report.console_tail.contains("Kernel panic"), "{report:?}");
+fn a_kernel_panic_is_told_from_a_reboot_and_nothing_of_the_enclave_stays_with_its_parent() {
+    for mode in [MemoryMode::Shared, MemoryMode::Isolated] {
+        let (place, _) = place(&ImageSpec::probe(&["panic"]), |options| options.memory = mode);
+        let image = there(&place);
+        let mut slot = place.slot();
+        assert_eq!(there(&place), if mode == MemoryMode::Isolated { 0 } else { image });
+        let (ended, news) = notifier();
+        slot.start(&request(), ended).unwrap();
+        news.recv_timeout(PATIENCE).unwrap();
+        let report = place.launcher.record(slot.uid().0).unwrap().end.unwrap();
+        assert_eq!(report.reason, EndReason::Panicked, "{report:?}");
+        assert!(report.console_tail.contains("Kernel panic"), "{report:?}");
+        // The guest has run in the parent's own pages, or in none of them.
+        assert!(
+            if mode == MemoryMode::Isolated { there(&place) == 0 } else { there(&place) > image },
+            "{mode:?}: {} {image}",
+            there(&place)
+        );
+        drop(slot);
+        assert_eq!(there(&place), 0, "{mode:?}");
+    }
 }
