@@ -355,6 +355,11 @@ impl ParentVm {
         self.control.start(script)
     }
 
+    /// As [`ParentVm::start`], on a terminal: for programs that print line by line only there.
+    pub fn start_on_terminal(&self, script: &str) -> Job {
+        self.control.start_on_terminal(script, (50, 200))
+    }
+
     /// Writes a file in the VM.
     ///
     /// # Panics
@@ -428,7 +433,7 @@ impl ParentVm {
     }
 
     /// Everything that a failed test wants to show.
-    fn everything(&self) -> String {
+    pub fn everything(&self) -> String {
         let console = self.console();
         let lines: Vec<&str> = console.lines().collect();
         let last = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default().join("\n");
