@@ -123,7 +123,7 @@ impl Device {
     /// Waits for commands under way; commands that come meanwhile are refused with ENODEV. When it returns, nothing is given away, and the
     /// device can be used again.
     pub fn reset(&self) {
-        self.shared.slots.free_all();
+        self.shared.slots.free_all(|| self.shared.launcher.interrupt());
     }
 
     /// Replaces the fault rules; occurrences are counted afresh.

@@ -47,6 +47,11 @@ pub trait Launcher: Send + Sync {
     ///
     /// The code that the driver is given; nothing stays reserved.
     fn reserve_slot(&self) -> Result<Box<dyn Slot>, DeviceCode>;
+
+    /// Asks calls under way to come back soon, refused: the device is being reset and waits for them.
+    ///
+    /// Called from any thread, again and again while the reset waits. Stops and drops may go on as ever.
+    fn interrupt(&self) {}
 }
 
 /// One reserved slot. Dropping it is SLOT_FREE: whatever the state, everything it holds goes back before the drop returns.

@@ -5,12 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nitroxide_abi::pci::state;
 use nitroxide_abi::{Cid, CpuId, Gpa, SlotUid};
 
 use crate::ranges::Ranges;
 use crate::{DeviceCode, Slot};
+
+/// How long a reset waits for calls under way before it hurries them again. What changes while it does so is noticed after this time.
+const HURRY: Duration = Duration::from_millis(20);
 
 /// Where a slot is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,8 +204,8 @@ impl Slots {
         }
     }
 
-    /// Gives every slot back, waiting for calls under way. New calls are refused meanwhile.
-    pub(crate) fn free_all(&self) {
+    /// Gives every slot back, waiting for calls under way. New calls are refused meanwhile; `interrupt` hurries those under way.
+    pub(crate) fn free_all(&self, interrupt: impl Fn()) {
         let mut table = self.lock();
         table.resets = table.resets.saturating_add(1);
         table.resets_begun = table.resets_begun.wrapping_add(1);
@@ -214,7 +218,11 @@ impl Slots {
             } else if table.slots.is_empty() && table.reserving == 0 {
                 break;
             } else {
-                table = self.wait(table);
+                // Again and again: a call may have begun just before and not be interruptible yet.
+                drop(table);
+                interrupt();
+                table = self.lock();
+                table = self.changed.wait_timeout(table, HURRY).map_or_else(|poisoned| poisoned.into_inner().0, |(table, _)| table);
             }
         }
         table.resets = table.resets.saturating_sub(1);

@@ -404,3 +404,47 @@ fn a_reported_end_is_an_event_once_and_only_for_a_running_enclave() {
     assert_eq!(device.event_counter().events, 1);
     assert_eq!(info(&device, slot).state, state::STOPPED);
 }
+
+#[test]
+fn a_reset_hurries_calls_under_way_until_they_are_back() {
+    /// A launcher whose starts come back, refused, only when they are hurried for the second time.
+    struct Slow(NullLauncher, Arc<AtomicUsize>);
+    struct SlowSlot(Box<dyn nitroxide_device::Slot>, Arc<AtomicUsize>);
+    impl Launcher for Slow {
+        fn reserve_slot(&self) -> Result<Box<dyn nitroxide_device::Slot>, nitroxide_device::DeviceCode> {
+            Ok(Box::new(SlowSlot(self.0.reserve_slot()?, Arc::clone(&self.1))))
+        }
+        fn interrupt(&self) {
+            self.1.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    impl nitroxide_device::Slot for SlowSlot {
+        fn uid(&self) -> SlotUid {
+            self.0.uid()
+        }
+        fn add_memory(&mut self, run: nitroxide_device::MemoryRun) -> Result<(), nitroxide_device::DeviceCode> {
+            self.0.add_memory(run)
+        }
+        fn start(
+            &mut self,
+            _: &nitroxide_device::StartRequest,
+            _: nitroxide_device::EndedNotifier,
+        ) -> Result<nitroxide_abi::Cid, nitroxide_device::DeviceCode> {
+            wait_until(|| self.1.load(Ordering::SeqCst) >= 2);
+            Err(nitroxide_device::DeviceCode::EIO)
+        }
+        fn stop(&mut self) {}
+    }
+    let hurried = Arc::new(AtomicUsize::new(0));
+    let launcher = Slow(NullLauncher::default(), Arc::clone(&hurried));
+    let device = Device::new(Limits::default(), Faults::none(), Arc::new(launcher));
+    let uid = ready(&device, 0, 1);
+    thread::scope(|scope| {
+        let started = scope.spawn(|| start(&device, uid, 0, 0).rc);
+        while !started.is_finished() {
+            device.reset();
+        }
+        assert!(matches!(started.join().unwrap(), -5 | -2));
+    });
+    assert_eq!(device.usage(), Usage::default());
+}

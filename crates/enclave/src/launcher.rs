@@ -5,7 +5,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, Weak};
 
 use nitroxide_device::{DeviceCode, Launcher, Slot, StartRequest};
 use nitroxide_world::World;
@@ -93,6 +94,8 @@ pub(crate) struct Inner {
     details: Mutex<HashMap<u64, SlotDetails>>,
     records: Mutex<Records>,
     observer: Mutex<Option<Arc<Observer>>>,
+    /// Our ends of the sockets of processes that have not answered their start yet.
+    starting: Mutex<Vec<Weak<OwnedFd>>>,
 }
 
 #[derive(Debug, Default)]
@@ -120,6 +123,7 @@ impl ProcessLauncher {
                 details: Mutex::default(),
                 records: Mutex::default(),
                 observer: Mutex::default(),
+                starting: Mutex::default(),
             }),
         }
     }
@@ -171,6 +175,13 @@ impl Launcher for ProcessLauncher {
             }
         }
     }
+
+    fn interrupt(&self) {
+        for socket in lock(&self.inner.starting).drain(..).filter_map(|socket| socket.upgrade()) {
+            // Its process sees our end close and ends, so that the start is refused.
+            let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Write);
+        }
+    }
 }
 
 impl fmt::Debug for ProcessLauncher {
@@ -215,6 +226,18 @@ impl Inner {
         tracing::warn!(errno = refusal.errno, message = refusal.message, "An enclave is not started.");
         self.tell(&Happening::Refused { slot_uid, refusal: &refusal });
         self.update_record(slot_uid, |record| record.refusal = Some(refusal));
+    }
+
+    /// Notes a process that has not answered its start yet, so that it can be interrupted.
+    pub(crate) fn begins(&self, socket: &Arc<OwnedFd>) {
+        let mut starting = lock(&self.starting);
+        starting.retain(|socket| socket.strong_count() > 0);
+        starting.push(Arc::downgrade(socket));
+    }
+
+    /// It has answered.
+    pub(crate) fn has_begun(&self, socket: &Arc<OwnedFd>) {
+        lock(&self.starting).retain(|known| !std::ptr::eq(known.as_ptr(), Arc::as_ptr(socket)));
     }
 
     /// Tells the observer, if there is one.

@@ -80,10 +80,13 @@ impl ProcessSlot {
         {
             return Err(self.failed("The enclave process cannot be given its memory", &error));
         }
-        let cid = self.await_start(&socket)?;
+        let socket = Arc::new(socket);
+        self.launcher.begins(&socket);
+        let started = self.await_start(&socket);
+        self.launcher.has_begun(&socket);
+        let cid = started?;
 
         let stopping = Arc::<AtomicBool>::default();
-        let socket = Arc::new(socket);
         let watch = Watch {
             launcher: Arc::clone(&self.launcher),
             slot_uid: self.claim.slot_uid,

@@ -319,6 +319,34 @@ fn an_enclave_process_killed_at_any_stage_leaves_nothing_and_its_owner_goes_on()
 }
 
 #[test]
+fn a_start_that_hangs_is_refused_when_its_device_is_reset() {
+    for stage in STAGES {
+        let place = Place::new(64 * MIB, |options| {
+            // `env` sets the variable for the enclave's process alone: this process has other tests in it.
+            let pause = format!("NITROXIDE_PAUSE={}", stage.name());
+            options.program.arguments.splice(0..0, [pause.into(), std::env::current_exe().unwrap().into_os_string()]);
+            options.program.path = Some("/usr/bin/env".into());
+        });
+        let mut slot = place.slot();
+        let uid = slot.uid().0;
+        let interrupted = std::thread::scope(|scope| {
+            let start = scope.spawn(|| slot.start(&request(), notifier().0));
+            eventually("the stage", PATIENCE, || {
+                place.launcher.record(uid).is_some_and(|record| record.stages.iter().any(|time| time.stage == stage))
+            });
+            while !start.is_finished() {
+                place.launcher.interrupt();
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            start.join().unwrap()
+        });
+        interrupted.unwrap_err();
+        drop(slot);
+        assert_clean(&place.world);
+    }
+}
+
+#[test]
 fn hostile_control_clients_cost_little_and_block_nobody() {
     let place = Place::new(64 * MIB, |_| {});
     let mut slot = place.slot();
