@@ -93,7 +93,7 @@ impl Device {
         if strike.spurious {
             self.shared.raise_event_now();
         }
-        thread::sleep(strike.delay);
+        self.shared.slots.sleep(strike.delay);
         if strike.lost {
             tracing::warn!(number, "an injected fault loses the reply");
             return None;

@@ -448,3 +448,17 @@ fn a_reset_hurries_calls_under_way_until_they_are_back() {
     });
     assert_eq!(device.usage(), Usage::default());
 }
+
+#[test]
+fn a_reset_does_not_wait_for_delayed_replies() {
+    let (device, _launcher) = device(Limits::default(), "alloc=delay:60min");
+    thread::scope(|scope| {
+        let delayed = scope.spawn(|| send(&device, Command::SlotAlloc, &[0]).rc);
+        wait_until(|| device.usage().slots == 1);
+        while !delayed.is_finished() {
+            device.reset();
+        }
+        assert_eq!(delayed.join().unwrap(), 0);
+    });
+    assert_eq!(device.usage(), Usage::default());
+}

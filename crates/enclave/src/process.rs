@@ -57,6 +57,7 @@ impl Process {
             self.tell(&FromProcess::Stage(time));
         }
         if std::env::var_os(PAUSE_VARIABLE).is_some_and(|name| name == stage.name()) {
+            tracing::warn!("The enclave process pauses at {}.", stage.name());
             loop {
                 std::thread::park();
             }
