@@ -6,6 +6,7 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nitroxide_testkit::images::ImageSpec;
@@ -18,6 +19,12 @@ const PATIENCE: Duration = Duration::from_secs(240);
 
 const NITROXIDE: &str = env!("CARGO_BIN_EXE_nitroxide");
 
+/// One VM with enclaves at a time: the kernel's sample waits for a heartbeat for 60 s, which a machine of two cores must keep.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn builder(directory: &Path) -> Builder {
     let image = directory.join("hello.eif");
     ImageSpec::hello().build(&image);
@@ -26,6 +33,7 @@ fn builder(directory: &Path) -> Builder {
 
 #[test]
 fn the_stock_driver_serves_enclaves_to_our_client_until_they_are_closed_and_across_reboots() {
+    let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
     let mut vm = builder(directory.path()).memory_mib(1024).hugepages(256).cpus(6).pool("1-4").may_reboot().boot();
 
@@ -98,13 +106,14 @@ fn the_stock_driver_serves_enclaves_to_our_client_until_they_are_closed_and_acro
 
 #[test]
 fn the_kernels_own_sample_and_qemu_boot_enclaves_to_heartbeat_and_see_their_end() {
+    let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
     let qemu = Setup::locate().root().join("usr/bin/qemu-system-x86_64");
     let vm = builder(directory.path()).program(ne_ioctl_sample()).program(qemu).memory_mib(1280).hugepages(264).boot();
 
     // The sample: 256 regions of 2 MiB, two vCPUs, a heartbeat on port 9000, then it polls. It sleeps for minutes, so it is ended once it has seen the end.
     let mut sample = vm.start_on_terminal("exec ne_ioctl_sample /root/hello.eif");
-    assert!(sample.wait_for("Entering sleep", PATIENCE), "{}\n{}", sample.printed(), vm.everything());
+    assert!(sample.wait_for("Entering sleep", Duration::from_secs(55)), "{}\n{}\n{}", sample.printed(), vm.everything(), consoles(&vm));
     let printed = sample.printed();
     assert!(!printed.contains("Error"), "{printed}");
     let cid: u64 = printed.split("Enclave started, CID ").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap();
@@ -163,6 +172,18 @@ fn free_pages(vm: &ParentVm) -> u64 {
 fn check_kernel_log(vm: &ParentVm) {
     let complaints = vm.run("dmesg | grep -E 'nitro_enclaves.*([Ee]rror|[Ff]ail)|WARNING:|BUG:|Oops|Call Trace'");
     assert_eq!(complaints.stdout, "", "{}", vm.everything());
+}
+
+/// What the enclaves have printed, as the host sees it; for failures.
+fn consoles(vm: &ParentVm) -> String {
+    let log = vm.device_log();
+    let answer = log.lines().find(|line| line.starts_with('{')).unwrap_or_default();
+    let world = serde_json::from_str::<Value>(answer).unwrap_or_default()["RuntimeDirectory"].as_str().unwrap_or_default().to_owned();
+    let ask =
+        |arguments: &[&str]| common::text(&common::run(common::nitroxide().env("NITROXIDE_RUNTIME_DIR", &world).args(arguments)).stdout);
+    let described: Value = serde_json::from_str(&ask(&["describe-enclaves"])).unwrap_or_default();
+    let ids = described.as_array().into_iter().flatten().filter_map(|enclave| enclave["EnclaveID"].as_str());
+    ids.map(|id| format!("{id}:\n{}\n", ask(&["logs", "--enclave-id", id]))).collect()
 }
 
 /// How many enclave processes the device has.
