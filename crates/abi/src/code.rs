@@ -60,7 +60,7 @@ codes! { ERRNOS, "The Linux errnos that this project answers or explains, ascend
     EPERM = 1, "EPERM", "This is not permitted, or enclaves exist that forbid it now.";
     ENOENT = 2, "ENOENT", "There is nothing of this name or number.";
     EINTR = 4, "EINTR", "The call was interrupted.";
-    EIO = 5, "EIO", "The caller is not the process that created the enclave, or the device failed.";
+    EIO = 5, "EIO", "The device failed, or another process than the enclave's creator calls.";
     ENXIO = 6, "ENXIO", "There is no such device or address.";
     E2BIG = 7, "E2BIG", "The struct asks for more than this implementation knows.";
     EBADF = 9, "EBADF", "The descriptor is not open.";

@@ -146,6 +146,9 @@ pub struct Resources {
     /// How a local enclave's virtual machine is run
     #[command(flatten)]
     pub local: LocalArguments,
+    /// The parent that a local enclave sees.
+    #[command(flatten)]
+    pub parent: ParentArguments,
 }
 
 /// Options that only local enclaves have.
@@ -157,6 +160,56 @@ pub struct LocalArguments {
     /// How the guest finds its devices: kernels without ACPI need cmdline
     #[arg(long, value_enum, default_value_t = Discovery::Acpi, help_heading = "Options for local enclaves")]
     pub virtio_discovery: Discovery,
+}
+
+/// The made-up parent of local enclaves.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ParentArguments {
+    /// The parent's CPUs and how many of them make a core, e.g. cpus=6,threads=2 [default: cpus=64,threads=1]
+    #[arg(long, value_name = "CPUS", value_parser = parse_topology, help_heading = "Options for local enclaves")]
+    pub topology: Option<Topology>,
+    /// The CPUs that enclaves may have, e.g. 2-5, as whole cores and without the first [default: all others than the first core]
+    #[arg(long, value_name = "LIST", help_heading = "Options for local enclaves")]
+    pub pool: Option<String>,
+}
+
+/// The CPUs of a made-up parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topology {
+    /// How many.
+    pub cpus: u32,
+    /// Threads of a core.
+    pub threads: u32,
+}
+
+impl Default for Topology {
+    fn default() -> Self {
+        let nitroxide_client::Topology { cpus, threads } = nitroxide_client::Topology::default();
+        Self { cpus, threads }
+    }
+}
+
+/// Reads `cpus=6,threads=2`, in any order; threads are 1 if left out.
+fn parse_topology(text: &str) -> Result<Topology, String> {
+    let wrong = |what: &str| format!("`{text}` is no topology: {what}; write e.g. cpus=6,threads=2");
+    let (mut cpus, mut threads) = (None, None);
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').ok_or_else(|| wrong(&format!("`{part}` has no `=`")))?;
+        let number: u32 = value.parse().map_err(|_| wrong(&format!("`{value}` is not a number")))?;
+        let place = match key {
+            "cpus" => &mut cpus,
+            "threads" => &mut threads,
+            _ => return Err(wrong(&format!("`{key}` is neither cpus nor threads"))),
+        };
+        if place.replace(number).is_some() {
+            return Err(wrong(&format!("`{key}` stands twice")));
+        }
+    }
+    let (Some(cpus), threads) = (cpus, threads.unwrap_or(1)) else { return Err(wrong("cpus is missing")) };
+    if !(2..=4096).contains(&cpus) || !(1..=8).contains(&threads) || cpus % threads != 0 {
+        return Err(wrong("2 to 4096 CPUs make whole cores of 1 to 8 threads"));
+    }
+    Ok(Topology { cpus, threads })
 }
 
 /// The choice of `--engine`.

@@ -2,11 +2,19 @@
 //!
 //! Used by `run` (in its own process) and by the background owner of `run-enclave`. The order is nitro-cli's (docs/cli.md, "What a start does").
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Read},
+    path::PathBuf,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use nitroxide_abi::{Cid, Code, CpuId};
-use nitroxide_client::{Device, DeviceChoice, DeviceKind as Kind, Enclave, LocalOptions, OpenError, StartError};
-use nitroxide_enclave::{EngineChoice, LaunchOptions, report::EndReport};
+use nitroxide_client::{Device, DeviceChoice, DeviceKind as Kind, Enclave, LocalOptions, OpenError, StartError, Topology};
+use nitroxide_device::Launcher as _;
+use nitroxide_enclave::{EngineChoice, LaunchOptions, ProcessLauncher, report::EndReport};
 use nitroxide_engine::{Accelerator, VirtioDiscovery};
 use nitroxide_world::enclave_id;
 use serde::{Deserialize, Serialize};
@@ -70,10 +78,49 @@ pub struct Running {
     pub started: Started,
 }
 
+/// A start that somebody else may end before the enclave runs.
+#[derive(Debug, Default)]
+pub struct Cancel {
+    is_asked_for: AtomicBool,
+    /// What starts the enclave; empty before that, and for ever on a real device.
+    launcher: OnceLock<Arc<ProcessLauncher>>,
+}
+
+impl Cancel {
+    /// Whether the start is to end.
+    pub fn is_asked_for(&self) -> bool {
+        self.is_asked_for.load(Ordering::SeqCst)
+    }
+
+    /// Ends the start. Once is enough for what it is doing now; call it again, as it may be about to wait for something else.
+    pub fn ask(&self) {
+        self.is_asked_for.store(true, Ordering::SeqCst);
+        if let Some(launcher) = self.launcher.get() {
+            launcher.interrupt();
+        }
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        if self.is_asked_for() { Err(Failure::new(ErrorCode::NOT_EXECUTED, "The start was ended")) } else { Ok(()) }
+    }
+}
+
+/// A reader that fails once the start is to end: an image of gigabytes takes its time.
+struct Cancellable<'a, R>(R, &'a Cancel);
+
+impl<R: Read> Read for Cancellable<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.1.is_asked_for() { Err(io::Error::other("The start was ended.")) } else { self.0.read(buffer) }
+    }
+}
+
 /// Opens the device and sets an enclave up. `say` is told what is going on.
-pub fn prepare(request: &LaunchRequest, say: &mut dyn FnMut(&str)) -> Result<Prepared, Failure> {
+pub fn prepare(request: &LaunchRequest, cancel: &Cancel, say: &mut dyn FnMut(&str)) -> Result<Prepared, Failure> {
     let device = Device::open(choice(request)).map_err(|error| match error {
         OpenError::World(error) => world::unusable(error),
+        error @ (OpenError::Pool { .. } | OpenError::Topology { .. }) => {
+            Failure::new(ErrorCode::INVALID_ARGUMENT, "There can be no such parent").because(error)
+        }
         error => Failure::new(ErrorCode::FILE_OPERATION, "No device for enclaves can be opened")
             .because(error)
             .help("`nitroxide doctor` says what this machine can do."),
@@ -81,7 +128,11 @@ pub fn prepare(request: &LaunchRequest, say: &mut dyn FnMut(&str)) -> Result<Pre
     if device.kind() == Kind::Local {
         check_memory(request.memory_mib, machine_memory_mib())?;
     }
-    let mut enclave = device.create_enclave().map_err(|error| refused("The driver did not create an enclave", error.code(), error))?;
+    let mut enclave = device.create_enclave().map_err(|error| match error.code() {
+        // The driver asks for a free core before anybody wants one.
+        code @ Some(Code::NO_CPUS_AVAIL_IN_POOL) => vcpu_refused(None, 0, request, code, error),
+        code => refused("The driver did not create an enclave", code, error),
+    })?;
 
     say("Loading the image");
     let bytes = request.memory_mib << 20; // Checked in `LaunchRequest`: at most 2^52.
@@ -92,7 +143,7 @@ pub fn prepare(request: &LaunchRequest, say: &mut dyn FnMut(&str)) -> Result<Pre
     let image = image::open(&request.image)?;
     // Bytes behind the image do not belong to it; the request was only checked for the image itself.
     memory
-        .write_image(&mut image.source(), image.end())
+        .write_image(&mut Cancellable(image.source(), cancel), image.end())
         .map_err(|error| Failure::new(ErrorCode::FILE_OPERATION, format!("Cannot load {}", request.image.display())).because(error))?;
     let memory_mib = memory.size() >> 20;
     enclave.add_memory(memory).map_err(|error| refused("The driver did not take the enclave's memory", error.code(), error))?;
@@ -106,6 +157,11 @@ pub fn prepare(request: &LaunchRequest, say: &mut dyn FnMut(&str)) -> Result<Pre
         let got = enclave.add_vcpu(cpu).map_err(|error| vcpu_refused(cpu, cpu_ids.len(), request, error.code(), error))?;
         cpu_ids.push(got.0);
     }
+    if let Some(launcher) = device.launcher() {
+        // Set once: a `Cancel` is for one start.
+        let _ = cancel.launcher.set(Arc::clone(launcher));
+    }
+    cancel.check()?;
     Ok(Prepared { enclave, device, cpu_ids, memory_mib })
 }
 
@@ -175,7 +231,8 @@ fn choice(request: &LaunchRequest) -> DeviceChoice {
     launch.engine = engine_choice(request.engine);
     launch.accelerator = accelerator(request.engine);
     launch.discovery = discovery(request.discovery);
-    let local = LocalOptions { launch, ..LocalOptions::default() };
+    let topology = Topology { cpus: request.topology.cpus, threads: request.topology.threads };
+    let local = LocalOptions { launch, topology, pool: request.pool.clone(), ..LocalOptions::default() };
     match request.device {
         DeviceKind::Auto => DeviceChoice::Auto(local),
         DeviceKind::Host => DeviceChoice::Host(PathBuf::from(HOST_DEVICE)),

@@ -2,12 +2,14 @@
 //!
 //! `run-enclave` ends when the enclave runs, but an enclave ends with its owner. So a process of its own owns it: this program again, with a hidden
 //! command, detached ([`crate::detach`]). The two speak JSON lines over a socket: the request, then [`Message`]s, and a last byte by which the
-//! starting side takes over what it heard. If the starting side goes away before that (Ctrl-C), the enclave ends.
+//! starting side says that its user knows of the enclave. If the starting side goes away before that (Ctrl-C, a full disk), the enclave ends.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
+    net::Shutdown,
     os::{fd::AsFd, unix::net::UnixStream},
     process::ExitCode,
+    sync::{Arc, Weak},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -26,15 +28,18 @@ use crate::{
     failure::Failure,
     heartbeat::{self, Heartbeat},
     host,
-    launch::{self, Running, Started},
+    launch::{self, Cancel, Running, Started},
     remarks::Remarks,
     request::LaunchRequest,
+    world,
 };
 
 /// The hidden command.
 pub const COMMAND: &str = "enclave-owner";
 /// The longest line that is read, in bytes.
 const MAX_LINE_BYTES: u64 = 1 << 20;
+/// How often it is looked whether a start is over.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 const ACCEPTED: u8 = b'!';
 
 /// What the owner is told first.
@@ -56,8 +61,14 @@ enum Message {
     Failed { code: String, message: String, cause: Option<String>, help: Option<String> },
 }
 
-/// Starts an enclave in the background. Returns when it has booted, or runs (without `wait_for_heartbeat`).
-pub fn start(request: LaunchRequest, wait_for_heartbeat: bool, remarks: Remarks) -> Result<Started, Failure> {
+/// Starts an enclave in the background. Returns when it has booted, or runs (without `wait_for_heartbeat`), and `tell` has told the user of it: an enclave
+/// that nobody knows of does not stay.
+pub fn start(
+    request: LaunchRequest,
+    wait_for_heartbeat: bool,
+    remarks: Remarks,
+    tell: impl FnOnce(&Started) -> Result<(), Failure>,
+) -> Result<Started, Failure> {
     let progress = remarks.spinner("Starting");
     let (mut child, socket) = detach::spawn(COMMAND)
         .map_err(|error| Failure::new(ErrorCode::SPAWN, "The background process could not be started").because(error))?;
@@ -68,6 +79,13 @@ pub fn start(request: LaunchRequest, wait_for_heartbeat: bool, remarks: Remarks)
         match receive(&mut lines).map_err(|error| lost().because(error))? {
             Some(Message::Progress(text)) => progress.say(text),
             Some(Message::Started(started)) => {
+                drop(progress);
+                if let Err(failure) = tell(&started) {
+                    // The owner takes this for our end, and ends the enclave; nothing of it is to be left when we return.
+                    let _ = socket.shutdown(Shutdown::Write);
+                    let _ = child.wait();
+                    return Err(failure.help("The enclave was ended again, since nobody would have known of it."));
+                }
                 (&socket).write_all(&[ACCEPTED]).map_err(|error| lost().because(error))?;
                 return Ok(started);
             }
@@ -93,14 +111,22 @@ pub fn run() -> ExitCode {
         // Started by hand, or the starting side has gone.
         _ => return ExitCode::FAILURE,
     };
-    let running = match bring_up(&order, &socket) {
+    let cancel = Arc::new(Cancel::default());
+    if let Ok(socket) = socket.try_clone() {
+        watch_starting_side(socket, Arc::downgrade(&cancel));
+    }
+    let running = match bring_up(&order, &socket, &cancel) {
         Ok(running) => running,
         Err(failure) => {
-            // The starting side may have gone; then nobody wants to know.
+            // The starting side may have gone; then nobody wants to know, and the start broke off somewhere.
+            if cancel.is_asked_for() {
+                world::sweep_up();
+            }
             let _ = send(&socket, &failed(&failure));
             return ExitCode::from(failure.code().exit_status());
         }
     };
+    drop(cancel);
     if send(&socket, &Message::Started(running.started.clone())).is_err() || !is_accepted(&socket) {
         return ExitCode::FAILURE;
     }
@@ -112,12 +138,26 @@ pub fn run() -> ExitCode {
     keep(running, &order.request)
 }
 
+/// Ends the start when the starting side goes away (Ctrl-C). The thread ends with the start.
+fn watch_starting_side(socket: UnixStream, starting: Weak<Cancel>) {
+    std::thread::spawn(move || {
+        while let Some(cancel) = starting.upgrade() {
+            let mut events = [PollFd::new(&socket, PollFlags::RDHUP)];
+            if matches!(poll(&mut events, Some(&LOOK)), Ok(1..)) {
+                cancel.ask();
+                // It may be about to wait for something else: it is told again.
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    });
+}
+
 /// Everything up to the enclave's heartbeat.
-fn bring_up(order: &Order, socket: &UnixStream) -> Result<Running, Failure> {
+fn bring_up(order: &Order, socket: &UnixStream, cancel: &Cancel) -> Result<Running, Failure> {
     let request = &order.request;
-    // A starting side that has gone is noticed at the end.
+    // A starting side that has gone is noticed by its own thread.
     let mut say = |text: &str| drop(send(socket, &Message::Progress(text.to_owned())));
-    let prepared = launch::prepare(request, &mut say)?;
+    let prepared = launch::prepare(request, cancel, &mut say)?;
     let is_waited_for = order.wait_for_heartbeat && request.engine != EngineKind::None;
     // On a real device somebody has to answer in any case: AWS's init ends without an answer.
     let heartbeat = if is_waited_for || prepared.kind() == DeviceKind::Host { Some(Heartbeat::bind(prepared.kind())?) } else { None };

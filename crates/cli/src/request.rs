@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Dialect,
-    arguments::{DeviceKind, Discovery, EngineKind, Resources, RunEnclaveArguments},
+    arguments::{DeviceKind, Discovery, EngineKind, ParentArguments, Resources, RunEnclaveArguments, Topology},
     codes::ErrorCode,
     failure::Failure,
     image,
@@ -58,6 +58,10 @@ pub struct LaunchRequest {
     pub engine: EngineKind,
     /// How its guest finds devices.
     pub discovery: Discovery,
+    /// The CPUs of a local enclave's parent.
+    pub topology: Topology,
+    /// Those that enclaves may have.
+    pub pool: String,
 }
 
 /// A `--config` file. Unknown keys are refused: a misspelt one would silently be ignored.
@@ -75,7 +79,12 @@ struct Config {
 }
 
 /// Reads a `--config` file into the arguments it stands for.
-pub fn read_config(path: &Path, local: crate::arguments::LocalArguments, no_wait: bool) -> Result<RunEnclaveArguments, Failure> {
+pub fn read_config(
+    path: &Path,
+    local: crate::arguments::LocalArguments,
+    parent: ParentArguments,
+    no_wait: bool,
+) -> Result<RunEnclaveArguments, Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::new(ErrorCode::FILE_OPERATION, format!("Cannot read {}", path.display())).because(error))?;
     let config: Config = serde_json::from_str(&text).map_err(|error| {
@@ -99,6 +108,7 @@ pub fn read_config(path: &Path, local: crate::arguments::LocalArguments, no_wait
             debug_mode: config.debug_mode.unwrap_or(false),
             enclave_name: config.enclave_name,
             local,
+            parent,
         },
         attach_console: config.attach_console.unwrap_or(false),
         no_wait,
@@ -121,7 +131,9 @@ impl LaunchRequest {
             Failure::new(ErrorCode::FILE_OPERATION, format!("The path {} cannot be made absolute", image.display())).because(error)
         })?;
         let (engine, discovery) = (resources.local.engine, resources.local.virtio_discovery);
-        Ok(Self { image, cpus, memory_mib, cid, debug: resources.debug_mode, name, device, engine, discovery })
+        let topology = resources.parent.topology.unwrap_or_default();
+        let pool = resources.parent.pool.clone().unwrap_or_else(|| format!("{}-{}", topology.threads, topology.cpus.saturating_sub(1)));
+        Ok(Self { image, cpus, memory_mib, cid, debug: resources.debug_mode, name, device, engine, discovery, topology, pool })
     }
 
     /// How many vCPUs.

@@ -8,71 +8,17 @@ mod common;
 
 use std::{
     fs,
-    path::PathBuf,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
-use common::{nitroxide, run, small_image, text};
+use common::{run, text, user::User};
 use serde_json::Value;
 
-/// A user with a runtime directory and an image.
-struct User {
-    directory: tempfile::TempDir,
-    image: PathBuf,
-}
-
-impl User {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let image = small_image(directory.path());
-        Self { directory, image }
-    }
-
-    fn nitroxide(&self) -> Command {
-        let mut command = nitroxide();
-        command
-            .env("NITROXIDE_RUNTIME_DIR", self.directory.path().join("runtime"))
-            .env("NITROXIDE_ENGINE", "none")
-            .env("NITROXIDE_DEVICE", "local");
-        command
-    }
-
-    fn say(&self, words: &[&str]) -> Output {
-        run(self.nitroxide().args(words))
-    }
-
-    fn start(&self, words: &[&str]) -> Value {
-        let output = run(self.nitroxide().args(["run-enclave", "--memory", "64", "--eif-path"]).arg(&self.image).args(words));
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    fn start_fails(&self, words: &[&str]) -> (i32, String) {
-        let output = run(self.nitroxide().args(["run-enclave", "--memory", "64", "--eif-path"]).arg(&self.image).args(words));
-        assert_eq!(text(&output.stdout), "");
-        (output.status.code().unwrap(), text(&output.stderr))
-    }
-
-    fn enclaves(&self) -> Vec<Value> {
-        serde_json::from_slice(&self.say(&["describe-enclaves"]).stdout).unwrap()
-    }
-
-    /// Sockets that are left in the runtime directory.
-    fn sockets(&self) -> Vec<PathBuf> {
-        ["enclaves", "vsock", "vsock/0", "vsock/3"]
-            .iter()
-            .flat_map(|place| fs::read_dir(self.directory.path().join("runtime").join(place)).into_iter().flatten())
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| !path.is_dir())
-            .collect()
-    }
-
-    fn ends_with_nothing_left(self) {
-        let output = self.say(&["terminate-enclave", "--all"]);
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        assert_eq!(self.enclaves(), Vec::<Value>::new());
-        assert_eq!(self.sockets(), Vec::<PathBuf>::new());
-    }
+/// Starting fails: the exit status, and what was said.
+fn start_fails(user: &User, words: &[&str]) -> (i32, String) {
+    let output = run(user.without_machine().args(["run-enclave", "--memory", "64", "--eif-path"]).arg(&user.image).args(words));
+    assert_eq!(text(&output.stdout), "");
+    (output.status.code().unwrap(), text(&output.stderr))
 }
 
 fn is_alive(pid: &Value) -> bool {
@@ -133,11 +79,11 @@ fn enclaves_share_neither_cpus_nor_cids() {
     assert!(second["CPUIDs"].as_array().unwrap().iter().all(|id| id != 2 && id != 3), "{second}");
     assert_ne!(first["EnclaveCID"], second["EnclaveCID"]);
 
-    let (status, complaint) = user.start_fails(&["--cpu-ids", "3"]);
+    let (status, complaint) = start_fails(&user, &["--cpu-ids", "3"]);
     assert_eq!(status, 21, "{complaint}");
-    let (status, complaint) = user.start_fails(&["--cpu-count", "63"]);
+    let (status, complaint) = start_fails(&user, &["--cpu-count", "63"]);
     assert_eq!(status, 22, "{complaint}");
-    let (status, complaint) = user.start_fails(&["--enclave-cid", &first["EnclaveCID"].to_string()]);
+    let (status, complaint) = start_fails(&user, &["--enclave-cid", &first["EnclaveCID"].to_string()]);
     assert_eq!(status, 29, "{complaint}");
     assert!(complaint.contains("is in use"), "{complaint}");
     assert_eq!(user.enclaves().len(), 2);
@@ -163,7 +109,7 @@ fn bad_requests_are_refused_with_their_codes_and_leave_nothing() {
         (&["--config", missing.to_str().unwrap()], 19),
     ];
     for (words, code) in cases {
-        let mut command = user.nitroxide();
+        let mut command = user.without_machine();
         command.arg("run-enclave");
         if !words.contains(&"--eif-path") && !words.contains(&"--config") {
             command.arg("--eif-path").arg(&user.image);
@@ -207,12 +153,12 @@ fn called_as_nitro_cli_it_demands_what_nitro_cli_demands() {
     use std::os::unix::process::CommandExt;
     let user = User::new();
     let nitro_cli =
-        |words: &[&str]| run(user.nitroxide().arg0("nitro-cli").args(["run-enclave", "--eif-path"]).arg(&user.image).args(words));
+        |words: &[&str]| run(user.without_machine().arg0("nitro-cli").args(["run-enclave", "--eif-path"]).arg(&user.image).args(words));
     assert_eq!(nitro_cli(&["--cpu-count", "2"]).status.code(), Some(1));
     assert_eq!(nitro_cli(&["--memory", "64"]).status.code(), Some(1));
     let started = nitro_cli(&["--cpu-count", "2", "--memory", "64"]);
     assert!(started.status.success(), "{}", text(&started.stderr));
-    let output = run(user.nitroxide().arg0("nitro-cli").arg("describe-enclaves"));
+    let output = run(user.without_machine().arg0("nitro-cli").arg("describe-enclaves"));
     let enclaves: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     assert!(enclaves[0].get("Engine").is_none(), "{}", enclaves[0]);
     user.ends_with_nothing_left();
@@ -226,7 +172,8 @@ fn wait_tells_how_an_enclave_ended() {
     let output = (0..10)
         .find_map(|_| {
             user.start(&["--enclave-name", "waited"]);
-            let mut waiting = user.nitroxide().args(["wait", "waited"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            let mut waiting =
+                user.without_machine().args(["wait", "waited"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
             BufReader::new(waiting.stderr.take().unwrap()).read_line(&mut String::new()).unwrap();
             assert!(user.say(&["terminate-enclave", "waited"]).status.success());
             Some(waiting.wait_with_output().unwrap()).filter(|output| output.status.success())
@@ -293,7 +240,12 @@ fn many_starts_at_once_do_not_collide() {
     let user = User::new();
     let children: Vec<_> = (0..8)
         .map(|_| {
-            user.nitroxide().args(["run-enclave", "--memory", "64", "--eif-path"]).arg(&user.image).stdout(Stdio::piped()).spawn().unwrap()
+            user.without_machine()
+                .args(["run-enclave", "--memory", "64", "--eif-path"])
+                .arg(&user.image)
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
         })
         .collect();
     let started: Vec<Value> =
@@ -313,7 +265,7 @@ fn vsock_connects_to_a_listener_of_the_parent() {
     use std::io::{Read, Write};
     let user = User::new();
     let mut listener = user
-        .nitroxide()
+        .without_machine()
         .args(["vsock", "listen", "7000"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -324,7 +276,8 @@ fn vsock_connects_to_a_listener_of_the_parent() {
     let mut line = [0; 9];
     listener.stderr.as_mut().unwrap().read_exact(&mut line).unwrap();
     listener.stdin.take().unwrap().write_all(b"answer").unwrap();
-    let mut client = user.nitroxide().args(["vsock", "connect", "3", "7000"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut client =
+        user.without_machine().args(["vsock", "connect", "3", "7000"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     client.stdin.take().unwrap().write_all(b"question").unwrap();
     assert_eq!(text(&client.wait_with_output().unwrap().stdout), "answer");
     let mut question = String::new();
@@ -347,4 +300,42 @@ fn owner_of(pid: &Value) -> i32 {
 
 fn kill(pid: i32) {
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+}
+
+#[test]
+fn an_enclave_whose_description_cannot_be_printed_does_not_stay() {
+    let user = User::new();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = user.without_machine();
+    command.args(["run-enclave", "--memory", "64", "--eif-path"]).arg(&user.image).stdout(full);
+    let output = common::finish(&mut command);
+    assert_eq!(output.status.code(), Some(19), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("The enclave was ended again"), "{}", text(&output.stderr));
+    assert_eq!(user.processes(), std::collections::BTreeSet::new());
+    user.ends_with_nothing_left();
+}
+
+#[test]
+fn a_made_up_parent_has_the_cpus_that_were_asked_for() {
+    let user = User::new();
+    let parent = ["--topology", "cpus=6,threads=2", "--pool", "2-5"];
+    let started = user.start(&[parent.as_slice(), &["--cpu-count", "4"]].concat());
+    let mut cpus: Vec<u64> = started["CPUIDs"].as_array().unwrap().iter().filter_map(Value::as_u64).collect();
+    cpus.sort_unstable();
+    assert_eq!(cpus, [2, 3, 4, 5]);
+    assert_eq!(start_fails(&user, &[parent.as_slice(), &["--cpu-count", "1"]].concat()).0, 22);
+    for (words, code) in [
+        (["--topology", "cpus=7,threads=2"], 3),
+        (["--topology", "threads=2"], 3),
+        (["--topology", "cpus=6,cores=3"], 3),
+        (["--pool", "0-3"], 3),
+        (["--pool", "2-"], 3),
+    ] {
+        assert_eq!(start_fails(&user, &words).0, code, "{words:?}");
+    }
+    // Without a pool all but the first core are in it.
+    assert!(user.say(&["terminate-enclave", "--all"]).status.success());
+    assert_eq!(start_fails(&user, &["--topology", "cpus=4,threads=2", "--cpu-count", "3"]).0, 22);
+    user.start(&["--topology", "cpus=4,threads=2", "--cpu-ids", "2,3"]);
+    user.ends_with_nothing_left();
 }

@@ -239,15 +239,16 @@ impl Place {
             return Ok(Self { world: World::open(&path).map_err(world::unusable)?, fresh: None });
         }
         // Opening the user's own world makes sure that its directory is the user's alone.
-        let parents = world::open()?.path().join("parents");
+        let parents = world::open()?.path().join(world::PARENTS);
         let failed =
             |error: std::io::Error| Failure::new(ErrorCode::READ_DISK, format!("{} cannot be used", parents.display())).because(error);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&parents).map_err(failed)?;
-        sweep(&parents);
+        // As long as this is held nobody sweeps: a new folder has no lock yet. Others hold it for an instant.
+        let making: OwnedFd = std::fs::File::open(&parents).map_err(failed)?.into();
+        flock(&making, FlockOperation::LockExclusive).map_err(|errno| failed(errno.into()))?;
         let path = parents.join(std::process::id().to_string());
         std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
-        let lock: OwnedFd = std::fs::File::open(&path).map_err(failed)?.into();
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|errno| failed(errno.into()))?;
+        let lock = world::lock(&path).map_err(failed)?;
         Ok(Self { world: World::open(&path).map_err(world::unusable)?, fresh: Some((path, lock)) })
     }
 }
@@ -257,17 +258,6 @@ impl Drop for Place {
         if let Some((path, _lock)) = &self.fresh {
             // What is in it belongs to enclaves that are gone.
             let _ = std::fs::remove_dir_all(path);
-        }
-    }
-}
-
-/// Removes the directories of devices that were killed: those that nobody has locked.
-fn sweep(parents: &Path) {
-    for entry in std::fs::read_dir(parents).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let Ok(directory) = std::fs::File::open(&path) else { continue };
-        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            let _ = std::fs::remove_dir_all(&path);
         }
     }
 }
@@ -293,17 +283,5 @@ mod tests {
         let text: String = (0..15).map(|line| format!("{line}\n")).collect();
         assert_eq!(last_lines(&text).collect::<Vec<_>>(), ["5", "6", "7", "8", "9", "10", "11", "12", "13", "14"]);
         assert_eq!(last_lines("").count(), 0);
-    }
-
-    #[test]
-    fn directories_of_killed_devices_are_swept_and_used_ones_are_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let (dead, live) = (folder.path().join("1"), folder.path().join("2"));
-        std::fs::create_dir_all(dead.join("vsock/3")).unwrap();
-        std::fs::create_dir(&live).unwrap();
-        let lock = std::fs::File::open(&live).unwrap();
-        flock(&lock, FlockOperation::LockExclusive).unwrap();
-        sweep(folder.path());
-        assert!(!dead.exists() && live.exists());
     }
 }

@@ -69,6 +69,7 @@ pub fn run(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
             .into_iter()
             .chain([qemu])
             .chain(nsm(engine.as_ref()))
+            .chain(parent_vm(engine.as_ref()))
             .chain([kvm(), kernel()])
             .chain(runtime)
             .chain([namespaces(), files(), memory()])
@@ -165,11 +166,29 @@ fn nsm(engine: Option<&Engine>) -> Option<Check> {
     })
 }
 
+/// Whether this QEMU can run a VM that `nitroxide device` makes a parent instance.
+fn parent_vm(engine: Option<&Engine>) -> Option<Check> {
+    const NAME: &str = "parent VMs";
+    const NEEDED: [&str; 2] = ["vfio-user-pci", "vhost-user-vsock-pci"];
+    let listed = engine?.qemu()?.command().args(["-device", "help"]).output().ok()?.stdout;
+    let listed = String::from_utf8_lossy(&listed);
+    let lacking: Vec<&str> = NEEDED.into_iter().filter(|device| !listed.contains(&format!("\"{device}\""))).collect();
+    Some(if lacking.is_empty() {
+        Check::ok(NAME, "this QEMU can attach `nitroxide device` to a virtual machine")
+    } else {
+        Check::note(
+            NAME,
+            format!("this QEMU cannot attach `nitroxide device` to a virtual machine: it has no {}", lacking.join(" and no ")),
+            "Use QEMU 11 or newer, e.g. the one of `cargo xtask setup`",
+        )
+    })
+}
+
 fn kvm() -> Check {
     const NAME: &str = "KVM";
     match Engine::kvm() {
         Ok(()) => Check::ok(NAME, "works: enclaves run at full speed"),
-        Err(reason) => Check::note(NAME, reason, "Enclaves are emulated instead (TCG), which is slower by a factor of 10 or so"),
+        Err(reason) => Check::note(NAME, reason, "Enclaves are emulated instead (TCG), which is slower"),
     }
 }
 

@@ -3,7 +3,10 @@
 use std::{
     os::fd::OwnedFd,
     process::ExitCode,
-    sync::mpsc::{self, Sender},
+    sync::{
+        Arc, Weak,
+        mpsc::{self, Receiver, Sender},
+    },
     thread,
     time::Duration,
 };
@@ -25,11 +28,15 @@ use crate::{
     ending,
     failure::Failure,
     heartbeat::Heartbeat,
-    host, launch,
+    host,
+    launch::{self, Cancel},
     remarks::Remarks,
     request::LaunchRequest,
     target, world,
 };
+
+/// How often a start that is to end is told so.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// What ends the waiting.
 enum Event {
@@ -47,16 +54,28 @@ pub fn run(arguments: RunArguments, device: DeviceKind, dialect: Dialect, remark
     let signals = Signals::block(&[Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT].map(Signal::as_raw))
         .map_err(|error| Failure::new(ErrorCode::SIGNAL_MASK, "Signals cannot be blocked").because(error))?;
     let (sender, events) = mpsc::channel();
-    watch_signals(signals, sender.clone());
+    let starting = Arc::new(Cancel::default());
+    watch_signals(signals, sender.clone(), Arc::downgrade(&starting));
 
     let progress = remarks.spinner("Starting");
-    let prepared = launch::prepare(&request, &mut |text| progress.say(text))?;
-    let kind = prepared.kind();
-    if kind == Kind::Host {
-        answer_heartbeats()?;
-    }
-    let running = prepared.start(&request)?;
+    let running = launch::prepare(&request, &starting, &mut |text| progress.say(text)).and_then(|prepared| {
+        if prepared.kind() == Kind::Host {
+            answer_heartbeats()?;
+        }
+        prepared.start(&request)
+    });
     drop(progress);
+    let running = match running {
+        // Whatever the failure says, it is the signal's.
+        Err(_) if starting.is_asked_for() => {
+            world::sweep_up();
+            remarks.note("The start was ended; nothing of the enclave is left");
+            return Ok(signalled(&events));
+        }
+        running => running?,
+    };
+    drop(starting);
+    let kind = running.device.kind();
     let started = &running.started;
     remarks.note(format!("Enclave {} runs with CID {}; Ctrl-C ends it", started.enclave_name, started.enclave_cid));
     let ended = running
@@ -101,7 +120,7 @@ pub fn run(arguments: RunArguments, device: DeviceKind, dialect: Dialect, remark
         Ok(Event::Signal(signal)) => {
             remarks.note("Ending the enclave");
             drop(running);
-            Ok(ExitCode::from(u8::try_from(signal).unwrap_or(0).saturating_add(128)))
+            Ok(status_of(signal))
         }
         Ok(Event::Ended(Some(report))) => finish(&report, remarks),
         // The control connection broke off, or the real device: what is known after the end must do.
@@ -125,12 +144,33 @@ fn finish(report: &EndReport, remarks: Remarks) -> Result<ExitCode, Failure> {
     ending::exit_status(report).map(ExitCode::from)
 }
 
-/// The first signal ends the enclave in order, the second us at once (and the enclave with us).
-fn watch_signals(signals: Signals, sender: Sender<Event>) {
+/// The exit status after a signal, as a shell shows it.
+fn status_of(signal: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(signal).unwrap_or(0).saturating_add(128))
+}
+
+/// The same for the signal that is known to have come.
+fn signalled(events: &Receiver<Event>) -> ExitCode {
+    match events.recv() {
+        Ok(Event::Signal(signal)) => status_of(signal),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// The first signal ends the start or the enclave in order, the second us at once (and the enclave with us).
+fn watch_signals(signals: Signals, sender: Sender<Event>, starting: Weak<Cancel>) {
     thread::spawn(move || {
         let mut seen = false;
         loop {
-            let Some(signal) = signals.next(Duration::from_secs(3600)) else { continue };
+            // A start may be between two things that can be interrupted: as long as it lasts, it is told again.
+            let starting = if seen { starting.upgrade() } else { None };
+            let patience = if starting.is_some() { AGAIN } else { Duration::from_secs(3600) };
+            let Some(signal) = signals.next(patience) else {
+                if let Some(starting) = starting {
+                    starting.ask();
+                }
+                continue;
+            };
             if seen || sender.send(Event::Signal(signal)).is_err() {
                 let _ = kill_process(getpid(), Signal::KILL);
             }

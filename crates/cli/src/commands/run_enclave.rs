@@ -16,13 +16,12 @@ use crate::{
 /// Starts it and prints what it is.
 pub fn run(mut arguments: RunEnclaveArguments, device: DeviceKind, dialect: Dialect, remarks: Remarks) -> Result<(), Failure> {
     if let Some(config) = &arguments.config {
-        arguments = request::read_config(config, arguments.resources.local.clone(), arguments.no_wait)?;
+        arguments = request::read_config(config, arguments.resources.local.clone(), arguments.resources.parent.clone(), arguments.no_wait)?;
     }
     let image = arguments.eif_path.ok_or_else(|| Failure::new(ErrorCode::MISSING_ARGUMENT, "Which image? Give --eif-path FILE"))?;
     arguments.resources.debug_mode |= arguments.attach_console;
     let request = LaunchRequest::new(&image, &arguments.resources, device, dialect, remarks)?;
-    let started = owner::start(request, !arguments.no_wait, remarks)?;
-    output::json(&started)?;
+    let started = owner::start(request, !arguments.no_wait, remarks, output::json)?;
     match slot_of_enclave_id(&started.enclave_id) {
         Some(slot_uid) if arguments.attach_console => console::follow_console(slot_uid, None, remarks),
         _ => Ok(()),
