@@ -2,7 +2,7 @@
 //!
 //! Works without root, by the system's own apt client with private lists, cache and state: [`apt`] finds the configured mirror, resolves and downloads,
 //! [`tree`] unpacks and checks. Downloads outlive a clone in the user's cache. Done once it costs a file read: the stamp target/setup/complete says what is
-//! there. On systems without Debian packages it says what to install instead. What only tests and parent VMs need is a second stage, [`extras`].
+//! there. On systems without Debian packages it says what to install instead. What only tests and parent VMs need is a second stage, [`extras()`].
 
 mod apt;
 mod extras;

@@ -1,7 +1,7 @@
 //! Messages between the host and a parent VM's init.
 //!
 //! A frame is a kind (1 byte), a number (4 bytes, little endian) that names a command, a length (the same) and that many bytes. The host picks the
-//! numbers; several commands may run at once, and their output comes mixed. Both sides read with [`read`] and write with [`write`].
+//! numbers; several commands may run at once, and their output comes mixed. Both sides read with [`read()`] and write with [`write()`].
 
 use std::io::{self, Read, Write};
 

@@ -1,7 +1,7 @@
 //! Processes that never outlive the test: started from a thread that lasts, with the kernel's parent-death signal, and ended when dropped.
 //!
 //! The kernel sends that signal when the *thread* that made the process ends (prctl(2), PR_SET_PDEATHSIG), so one thread that never ends starts all of
-//! them; setpriv(1), part of every Debian, asks for the signal.
+//! them; setpriv(1), part of every Debian, asks for the signal. Whoever was killed before that is noticed by [`GUARD`].
 
 use std::io::{self, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,6 +13,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a process may take to end after SIGTERM before it is killed.
 const GRACE: Duration = Duration::from_secs(20);
+
+/// Becomes the program, if the process that started it is still there: the signal for its death has been asked for by now.
+const GUARD: &str = r#"[ "$PPID" = "$0" ] && exec "$@""#;
 
 /// What a process has printed so far; more comes while it runs.
 #[derive(Debug, Clone, Default)]
@@ -51,7 +54,8 @@ impl Process {
     /// What starting setpriv(1) gives. A program that cannot be executed shows in the log and the status.
     pub fn start(command: &Command) -> io::Result<Self> {
         let mut guarded = Command::new("setpriv");
-        guarded.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+        guarded.args(["--pdeathsig", "KILL", "--", "/bin/sh", "-c", GUARD, &std::process::id().to_string()]);
+        guarded.arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => guarded.env(name, value),

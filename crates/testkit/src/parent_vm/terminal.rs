@@ -13,7 +13,9 @@ const SIZE_INTERVAL: Duration = Duration::from_millis(500);
 /// Runs `script` (empty: a shell) until it ends. Where standard input and output are a terminal it gets one too; otherwise it gets pipes.
 pub fn interact(control: &Control, script: &str) -> io::Result<i32> {
     let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    let size = || tcgetwinsize(io::stdout()).map_or((25, 80), |size| (size.ws_row, size.ws_col));
+    // A terminal that does not know its size says zero.
+    let known = || tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_row > 0 && size.ws_col > 0);
+    let size = || known().map_or((25, 80), |size| (size.ws_row, size.ws_col));
     let mut shown = size();
     let (mut job, _raw) = if is_terminal {
         (control.start_on_terminal(script, shown), Some(Raw::set()?))
