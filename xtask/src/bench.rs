@@ -9,7 +9,7 @@ use crate::test::Steps;
 use crate::{guest, setup};
 
 /// The benchmarks: package, target, what it measures.
-const BENCHES: [(&str, &str, &str); 7] = [
+const BENCHES: [(&str, &str, &str); 9] = [
     ("nitroxide-eif", "measure", "measuring an image beside raw SHA-384"),
     ("nitroxide-device", "device_command", "a command of the device"),
     ("nitroxide-enclave", "donate", "512 MiB of a parent VM given to an enclave"),
@@ -17,6 +17,8 @@ const BENCHES: [(&str, &str, &str); 7] = [
     ("nitroxide-vsock", "device", "the vsock device without a guest"),
     ("nitroxide-vsock", "throughput", "vsock throughput and round trip of a real guest"),
     ("nitroxide-cli", "launch", "a launch, split into our share, QEMU's and the guest kernel's"),
+    ("nitroxide-device-pci", "register_command", "a command through the PCI function"),
+    ("nitroxide-cli", "parent", "a launch in a parent VM with the distribution's driver, isolated and zero-copy"),
 ];
 
 /// Which benchmarks to run.
@@ -33,6 +35,9 @@ pub fn run(context: &Context, options: &Options) -> Result<()> {
     ensure!(!chosen.is_empty(), "No benchmark's name contains {:?}", options.filter);
     let mut steps = Steps::default();
     steps.take("setup", || setup::run(context))?;
+    if chosen.iter().any(|(_, target, _)| *target == "parent") {
+        steps.take("setup: what only parent VMs need", || setup::extras(context, setup::Extras::ParentVm))?;
+    }
     steps.take("guest programs", || guest::run(context))?;
     for (package, target, what) in chosen {
         steps.take(&format!("{package}/{target}: {what}"), || {
