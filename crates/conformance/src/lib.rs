@@ -1,1 +1,33 @@
 //! Drives any `/dev/nitro_enclaves`, writes down every answer, and compares two such transcripts.
+//!
+//! A *case* is a list of [`step::Op`]s; a [`Target`] performs them: [`real::Real`] by system calls, [`simulated::Core`] with the driver core in
+//! process. [`cases`] has the directed ones, [`random`] makes more from a seed. [`compare`] knows which differences are meant. docs/conformance.md.
+
+pub mod cases;
+pub mod compare;
+pub mod control;
+pub mod random;
+pub mod real;
+pub mod record;
+#[cfg(feature = "core")]
+pub mod simulated;
+pub mod step;
+mod sys;
+pub mod transcript;
+
+use step::Op;
+
+/// Something that can perform steps: a home of the driver.
+pub trait Target {
+    /// What the transcript's head says of it, as `name: value`.
+    fn head(&self) -> Vec<(String, String)>;
+
+    /// Performs one step and gives its answer, one line without a line break.
+    fn perform(&mut self, op: &Op) -> String;
+}
+
+/// What a target says of a step that it has no means for, instead of an answer.
+pub const LEFT_OUT: &str = "left out";
+
+/// What a target says of a step on an enclave that is not there.
+pub const NO_ENCLAVE: &str = "no enclave";

@@ -1,0 +1,419 @@
+//! Compares two transcripts of the same steps: every difference is in the table of [`RULES`], or it is a failure.
+//!
+//! Left is the C driver, right another home. After a difference that changes what follows, the rest of the case, or of the enclave's part in it, is not
+//! compared, and counted so. docs/conformance.md, "Rules".
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::step::ENCLAVES;
+use crate::transcript::{Line, Transcript};
+use crate::{LEFT_OUT, NO_ENCLAVE};
+
+/// At least so many of a hundred steps must be compared.
+pub const MIN_COMPARED_PERCENT: u64 = 95;
+
+/// What a difference means for the steps behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// They can be compared.
+    GoOn,
+    /// Those of this enclave cannot, until it is closed.
+    Enclave,
+    /// Those of no enclave can, until all are closed.
+    Enclaves,
+}
+
+/// A difference that is meant.
+pub struct Rule {
+    /// Its name; W numbers are those of docs/driver.md, "Weaknesses".
+    pub id: &'static str,
+    /// Why.
+    pub reason: &'static str,
+    /// What follows.
+    pub then: Then,
+    /// Is it this one?
+    fits: fn(&Step<'_>) -> bool,
+}
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.id)
+    }
+}
+
+/// One step of both sides, and what was before it in the case.
+struct Step<'a> {
+    call: &'a str,
+    left: &'a str,
+    right: &'a str,
+    before: &'a [(Line, Line)],
+}
+
+impl Step<'_> {
+    fn is(&self, what: &str) -> bool {
+        self.call.contains(what)
+    }
+    /// Did both sides answer such a call alike before, with an answer that fits?
+    fn earlier(&self, call: impl Fn(&str) -> bool, answer: impl Fn(&str) -> bool) -> bool {
+        self.before.iter().any(|(left, right)| call(&left.call) && (answer(&left.answer) || answer(&right.answer)))
+    }
+    fn faults(&self, command: &str) -> bool {
+        self.earlier(|call| call.starts_with("faults") && call.contains(command), |_| true)
+    }
+}
+
+/// The differences that are meant; the first that fits is taken.
+pub const RULES: &[Rule] = &[
+    Rule {
+        id: "W5",
+        reason: "a device code that is no errno reaches the caller as EIO, not as it is",
+        then: Then::GoOn,
+        fits: |step| (step.left.starts_with("returns -") || odd_errno(step.left)) && step.right == "EIO",
+    },
+    Rule {
+        id: "W19",
+        reason: "the C driver has none of the extension's commands",
+        then: Then::GoOn,
+        fits: |step| step.is("ioctl 0x0000ae3") && step.left == "ENOTTY",
+    },
+    Rule {
+        id: "W2",
+        reason: "a failed SLOT_INFO changes nothing; the C driver takes it for the state INIT and hangs up",
+        then: Then::Enclaves,
+        fits: |step| step.faults("info") && step.earlier(|call| call == "event" || call.ends_with(" ends"), |_| true),
+    },
+    Rule {
+        id: "W13-write",
+        reason: "pages are pinned for writing; the C driver takes pages that are mapped read only",
+        then: Then::Enclave,
+        fits: |step| step.is("SET_MEMORY ReadOnly") && step.left == "0" && step.right == "EFAULT",
+    },
+    Rule {
+        id: "W18",
+        reason: "a CPU that was brought online by hand is not given away",
+        then: Then::Enclaves,
+        fits: |step| step.is("ADD_VCPU") && step.earlier(|call| call.starts_with("cpu") && call.ends_with("online"), |_| true),
+    },
+    Rule {
+        id: "W11",
+        reason: "a core stays in the pool if its vCPU was refused; in the C driver it moves to the enclave before the owner and the device are asked",
+        then: Then::Enclaves,
+        fits: |step| {
+            (step.is("ADD_VCPU") || step.is("CREATE_VM") || step.is("START"))
+                && step.earlier(
+                    |call| call.contains("ADD_VCPU"),
+                    |answer| !answer.starts_with("0") && !answer.starts_with("NE_ERR") && answer != "EFAULT" && answer != NO_ENCLAVE,
+                )
+        },
+    },
+    Rule {
+        id: "W12",
+        reason: "a region of which the device took nothing is not kept; in the C driver its range stays used",
+        then: Then::Enclave,
+        fits: |step| {
+            step.is("SET_MEMORY")
+                && step.left == "NE_ERR_MEM_REGION_ALREADY_USED"
+                && step.earlier(|call| call.contains("SET_MEMORY"), |answer| answer != "0" && answer != NO_ENCLAVE)
+                && step.faults("add-mem")
+        },
+    },
+    Rule {
+        id: "W12-pages",
+        reason: "pages of a region of which the device took nothing go back at once, in the C driver at the last close",
+        then: Then::GoOn,
+        fits: |step| {
+            step.is("huge pages in use")
+                && step.earlier(|call| call.contains("SET_MEMORY"), |answer| answer != "0" && answer != NO_ENCLAVE)
+                && step.faults("add-mem")
+        },
+    },
+    Rule {
+        id: "W13",
+        reason: "a page that another enclave has is refused before the device is asked, whose answer was made to be another one here",
+        then: Then::Enclave,
+        fits: |step| step.is("SET_MEMORY") && step.right == "NE_ERR_MEM_REGION_ALREADY_USED" && step.faults("add-mem"),
+    },
+];
+
+/// Errnos that no user space knows, or that it would repeat calls for.
+fn odd_errno(answer: &str) -> bool {
+    let number = answer.strip_prefix("errno ").and_then(|number| number.parse::<u32>().ok());
+    answer == "EINTR" || answer == "ERESTART" || answer == "NE_ERR_NOT_IN_RUNNING_STATE" || number.is_some_and(|number| number > 133)
+}
+
+/// A difference that no rule knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Of the C driver.
+    pub left: Line,
+    /// Of the other.
+    pub right: Line,
+    /// The lines of the case up to it, as both sides said them.
+    pub story: Vec<String>,
+}
+
+/// What came of a comparison.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Cases.
+    pub cases: usize,
+    /// Steps of all cases.
+    pub steps: u64,
+    /// Steps that were compared, differences by rules among them.
+    pub compared: u64,
+    /// Steps behind a difference that changes what follows.
+    pub behind: u64,
+    /// Steps that one side had no means for.
+    pub left_out: u64,
+    /// How often each rule was used.
+    pub used: BTreeMap<&'static str, u64>,
+    /// Differences without a rule.
+    pub differences: Vec<Difference>,
+    /// The two are no transcripts of the same steps.
+    pub mismatch: Option<String>,
+}
+
+impl Report {
+    /// Is everything as it must be?
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.differences.is_empty() && self.mismatch.is_none() && self.compared * 100 >= self.steps * MIN_COMPARED_PERCENT && self.steps > 0
+    }
+
+    /// Adds another comparison.
+    pub fn add(&mut self, other: Self) {
+        self.cases += other.cases;
+        self.steps += other.steps;
+        self.compared += other.compared;
+        self.behind += other.behind;
+        self.left_out += other.left_out;
+        for (id, count) in other.used {
+            *self.used.entry(id).or_default() += count;
+        }
+        self.differences.extend(other.differences);
+        self.mismatch = self.mismatch.take().or(other.mismatch);
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(mismatch) = &self.mismatch {
+            writeln!(f, "NOT THE SAME STEPS: {mismatch}")?;
+        }
+        for difference in self.differences.iter().take(20) {
+            let Line { case, step, call, .. } = &difference.left;
+            writeln!(f, "DIFFERENCE {case}/{step}: {call}\n  left:  {}\n  right: {}", difference.left.answer, difference.right.answer)?;
+            for line in &difference.story {
+                writeln!(f, "    {line}")?;
+            }
+            match case.strip_prefix('s').filter(|seed| seed.parse::<u64>().is_ok()) {
+                Some(seed) => writeln!(f, "  again: nitroxide-conformance random --seed {seed} --sequences 1")?,
+                None => writeln!(f, "  again: nitroxide-conformance run --filter {case}")?,
+            }
+        }
+        let permille = self.compared.saturating_mul(1000) / self.steps.max(1);
+        writeln!(
+            f,
+            "{} cases, {} steps: {} compared ({}.{} %), {} behind a known difference, {} left out, {} unknown differences",
+            self.cases,
+            self.steps,
+            self.compared,
+            permille / 10,
+            permille % 10,
+            self.behind,
+            self.left_out,
+            self.differences.len()
+        )?;
+        for rule in RULES {
+            match self.used.get(rule.id) {
+                Some(count) => writeln!(f, "  {} x{count}: {}", rule.id, rule.reason)?,
+                None => writeln!(f, "  {} never used", rule.id)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which enclaves are there, on one side of a case.
+#[derive(Default)]
+struct Side {
+    open: [bool; ENCLAVES],
+    kept: [bool; ENCLAVES],
+}
+
+impl Side {
+    fn follow(&mut self, line: &Line) {
+        let Some((enclave, what)) = enclave_of(&line.call) else { return };
+        let (Some(open), Some(kept)) = (self.open.get_mut(enclave), self.kept.get_mut(enclave)) else { return };
+        match what {
+            _ if line.answer != "0" => {}
+            "CREATE_VM" => *open = true,
+            "kept by other" => *kept = true,
+            "close" => *open = false,
+            "close by other" => *kept = false,
+            _ => {}
+        }
+    }
+
+    fn has(&self, enclave: usize) -> bool {
+        self.open.get(enclave) == Some(&true) || self.kept.get(enclave) == Some(&true)
+    }
+}
+
+/// The enclave that a call is about, and the call.
+fn enclave_of(call: &str) -> Option<(usize, &str)> {
+    let (enclave, what) = call.strip_prefix('e')?.split_once(' ')?;
+    Some((enclave.parse().ok()?, what))
+}
+
+/// Which steps cannot be compared at the moment.
+#[derive(Default)]
+struct Behind {
+    sides: [Side; 2],
+    enclaves: [bool; ENCLAVES],
+}
+
+impl Behind {
+    fn covers(&self, call: &str) -> bool {
+        match enclave_of(call) {
+            Some((enclave, _)) => self.enclaves.get(enclave) == Some(&true),
+            None => (call == "memory of slots" || call.starts_with("pool ")) && self.enclaves.contains(&true),
+        }
+    }
+
+    fn begin(&mut self, then: Then, call: &str) {
+        match (then, enclave_of(call)) {
+            (Then::GoOn, _) => {}
+            (Then::Enclave, Some((enclave, _))) => self.enclaves.iter_mut().skip(enclave).take(1).for_each(|behind| *behind = true),
+            (Then::Enclaves, _) | (Then::Enclave, None) => self.enclaves = [true; ENCLAVES],
+        }
+    }
+
+    /// After a step: an enclave that is gone on both sides can be compared again; all of them at once, for cores and pages are shared.
+    fn follow(&mut self, left: &Line, right: &Line) {
+        for (side, line) in self.sides.iter_mut().zip([left, right]) {
+            side.follow(line);
+        }
+        let dirty = (0..ENCLAVES).filter(|enclave| self.enclaves.get(*enclave) == Some(&true));
+        if dirty.into_iter().all(|enclave| self.sides.iter().all(|side| !side.has(enclave))) {
+            self.enclaves = Default::default();
+        }
+    }
+}
+
+/// Compares the C driver's transcript with another.
+#[must_use]
+pub fn compare(left: &Transcript, right: &Transcript) -> Report {
+    let mut report = Report { cases: left.lines.iter().map(|line| &line.case).collect::<BTreeSet<_>>().len(), ..Report::default() };
+    if left.lines.len() != right.lines.len() {
+        report.mismatch = Some(format!("{} steps and {}", left.lines.len(), right.lines.len()));
+    }
+    let mut before: Vec<(Line, Line)> = Vec::new();
+    let mut behind = Behind::default();
+    for (left, right) in left.lines.iter().zip(&right.lines) {
+        if (&left.case, left.step, &left.call) != (&right.case, right.step, &right.call) {
+            report.mismatch.get_or_insert_with(|| {
+                format!("{}/{}: {} and {}/{}: {}", left.case, left.step, left.call, right.case, right.step, right.call)
+            });
+            break;
+        }
+        if before.last().is_none_or(|(last, _)| last.case != left.case) {
+            before.clear();
+            behind = Behind::default();
+        }
+        report.steps += 1;
+        if left.answer == LEFT_OUT || right.answer == LEFT_OUT {
+            report.left_out += 1;
+        } else if behind.covers(&left.call) {
+            report.behind += 1;
+        } else {
+            report.compared += 1;
+            if left.answer != right.answer {
+                behind.begin(judge(left, right, &before, &mut report), &left.call);
+            }
+        }
+        behind.follow(left, right);
+        before.push((left.clone(), right.clone()));
+    }
+    report
+}
+
+/// A step that differs: what of the rest is beyond comparing?
+fn judge(left: &Line, right: &Line, before: &[(Line, Line)], report: &mut Report) -> Then {
+    let step = Step { call: &left.call, left: &left.answer, right: &right.answer, before };
+    if let Some(rule) = RULES.iter().find(|rule| (rule.fits)(&step)) {
+        *report.used.entry(rule.id).or_default() += 1;
+        return rule.then;
+    }
+    let told = before.iter().filter(|(left, _)| left.answer != NO_ENCLAVE);
+    let story =
+        told.map(|(left, right)| format!("{}/{}: {} -> {} | {}", left.case, left.step, left.call, left.answer, right.answer)).collect();
+    report.differences.push(Difference { left: left.clone(), right: right.clone(), story });
+    Then::Enclaves
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transcript(lines: &[(&str, &str, &str)]) -> Transcript {
+        let mut transcript = Transcript::default();
+        for (step, (case, call, answer)) in (1..).zip(lines) {
+            transcript.lines.push(Line { case: (*case).to_owned(), step, call: (*call).to_owned(), answer: (*answer).to_owned() });
+        }
+        transcript
+    }
+
+    #[test]
+    fn the_same_is_good() {
+        let one = transcript(&[("a", "e0 CREATE_VM", "0"), ("a", "e0 close", "0")]);
+        assert!(compare(&one, &one).is_good());
+    }
+
+    #[test]
+    fn an_unknown_difference_is_a_failure_with_what_was_before() {
+        let left = transcript(&[("s7", "e0 CREATE_VM", "0"), ("s7", "e0 poll", "0x0"), ("s7", "e0 close", "0")]);
+        let right = transcript(&[("s7", "e0 CREATE_VM", "0"), ("s7", "e0 poll", "0x10"), ("s7", "e0 close", "0")]);
+        let report = compare(&left, &right);
+        assert!(!report.is_good());
+        assert_eq!((report.compared, report.behind, report.differences.len()), (2, 1, 1));
+        assert!(report.to_string().contains("random --seed 7 --sequences 1"), "{report}");
+    }
+
+    #[test]
+    fn a_meant_difference_is_counted_and_what_follows_is_not_compared() {
+        let steps = |first: &'static str, second: &'static str| {
+            transcript(&[
+                ("a", "e0 CREATE_VM", "0"),
+                ("a", "faults \"info=-EIO\"", "0"),
+                ("a", "event", "0"),
+                ("a", "e0 poll", first),
+                ("a", "e0 poll", second),
+                ("b", "e0 poll", "0x0"),
+            ])
+        };
+        let report = compare(&steps("0x10", "0x10"), &steps("0x0", "0x0"));
+        assert_eq!((report.used.get("W2"), report.compared, report.behind), (Some(&1), 5, 1));
+        assert!(report.differences.is_empty());
+    }
+
+    #[test]
+    fn too_few_compared_steps_are_a_failure() {
+        let left = transcript(&[("a", "event", "left out"), ("a", "e0 poll", "0x0")]);
+        assert!(!compare(&left, &left).is_good());
+    }
+
+    #[test]
+    fn other_steps_are_no_comparison() {
+        let report = compare(&transcript(&[("a", "event", "0")]), &transcript(&[("a", "unmap", "0")]));
+        assert!(report.mismatch.is_some() && !report.is_good());
+    }
+
+    #[test]
+    fn every_rule_has_a_name_of_its_own_and_a_reason() {
+        let ids: BTreeSet<_> = RULES.iter().map(|rule| rule.id).collect();
+        assert_eq!(ids.len(), RULES.len());
+        assert!(RULES.iter().all(|rule| !rule.reason.is_empty()));
+    }
+}
