@@ -112,10 +112,13 @@ pub const RULES: &[Rule] = &[
         reason: "a region of which the device took nothing is not kept; in the C driver its range stays used",
         then: Then::Enclave,
         fits: |step| {
+            // What the device refused: by a fault, or because an enclave has the page (W13).
+            let same_enclave = |call: &str| call.contains("SET_MEMORY") && call.get(..2) == step.call.get(..2);
             step.is("SET_MEMORY")
                 && step.left == "NE_ERR_MEM_REGION_ALREADY_USED"
-                && step.earlier(|call| call.contains("SET_MEMORY"), |answer| answer != "0" && answer != NO_ENCLAVE)
-                && step.faults("add-mem")
+                && step.earlier(same_enclave, |answer| {
+                    answer == "NE_ERR_MEM_REGION_ALREADY_USED" || (answer != "0" && answer != NO_ENCLAVE && step.faults("add-mem"))
+                })
         },
     },
     Rule {
