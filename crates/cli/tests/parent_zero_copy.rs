@@ -1,5 +1,4 @@
 //! Enclaves in the very pages that a parent VM gives away: one page of 1 GiB, and many of 2 MiB.
-#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
 use nitroxide_testkit::images::ImageSpec;
 use nitroxide_testkit::parent_vm::ParentVm;
