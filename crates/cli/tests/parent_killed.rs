@@ -120,7 +120,7 @@ macro_rules! killed {
 
 killed! {
     while_a_slot_is_allocated => Pause::Command("alloc");
-    while_memory_is_donated => Pause::Command("add-mem@2");
+    while_memory_is_donated => Pause::Command("add-mem");
     while_a_vcpu_is_added => Pause::Command("add-vcpu");
     before_the_start => Pause::Command("start");
     when_the_enclave_process_has_its_memory => Pause::Stage("received");
