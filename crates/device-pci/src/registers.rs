@@ -93,7 +93,8 @@ impl Registers {
     /// Writes any number of bytes anywhere; what is no register, or only for reading, ignores them.
     ///
     /// A command starts when the last byte of its register is written, so that a driver may write it in pieces from the lowest byte on. One write
-    /// asks for one thing at most, except that a wide one can hold version and command: they take effect in the order of their bytes.
+    /// asks for one thing at most, except that a wide one can hold version and command: they take effect in the order of their bytes. A command in
+    /// the write that switches the device off is dropped.
     #[must_use]
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<Act> {
         let mut act = None;
@@ -107,7 +108,8 @@ impl Registers {
                 }
                 COMMAND..=COMMAND_LAST => {
                     put(&mut self.command, at - COMMAND, byte);
-                    if at == COMMAND_LAST {
+                    // Nobody could take the answer of a device that this very write switches off.
+                    if at == COMMAND_LAST && act != Some(Act::Disable) {
                         act = Some(Act::Command { number: u32::from_le_bytes(self.command), request: Box::new(self.request) });
                     }
                 }
@@ -239,6 +241,14 @@ mod tests {
         assert_eq!(act, command(4, [0; WINDOW_BYTES]));
         assert_eq!(registers.power(), Power::On);
         assert_eq!(read(&registers, VERSION), [1, 0]);
+    }
+
+    #[test]
+    fn a_command_in_the_write_that_switches_off_does_not_keep_the_device_on() {
+        let mut registers = Registers::default();
+        let _ = registers.write(ENABLE, &[1]);
+        assert_eq!(registers.write(0, &[0, 0, 1, 0, 4, 0, 0, 0]), Some(Act::Disable));
+        assert_eq!(registers.power(), Power::Ending);
     }
 
     #[test]
