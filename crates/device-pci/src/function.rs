@@ -272,9 +272,11 @@ impl Shared {
     /// The caller has emptied the queue and lets nothing new in.
     fn free_everything(&self) -> MutexGuard<'_, State> {
         loop {
+            // Asked before the reset: a command that ends between reset and question may have given something away after the reset.
+            let was_busy = self.lock().busy;
             self.device.reset();
             let state = self.lock();
-            if !state.busy {
+            if !was_busy {
                 return state;
             }
             // A fault may hold this command until the next reset, so the wait is a short one. What it gives away, the next round takes back.
