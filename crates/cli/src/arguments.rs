@@ -295,19 +295,12 @@ pub struct TargetArguments {
 
 /// `terminate-enclave`.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
 pub struct TerminateArguments {
-    /// An enclave's id or name
-    #[arg(value_name = "ENCLAVE")]
-    pub enclave: Option<String>,
-    /// The enclave's id
-    #[arg(long, value_name = "ID")]
-    pub enclave_id: Option<String>,
-    /// The enclave's name
-    #[arg(long, value_name = "NAME")]
-    pub enclave_name: Option<String>,
+    /// Which enclave.
+    #[command(flatten)]
+    pub target: TargetArguments,
     /// All enclaves of this user
-    #[arg(long)]
+    #[arg(long, group = "TargetArguments")]
     pub all: bool,
 }
 

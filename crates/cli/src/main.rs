@@ -18,6 +18,7 @@ mod logging;
 mod memory;
 mod output;
 mod owner;
+mod parent_qemu;
 mod remarks;
 mod request;
 mod shapes;
@@ -100,7 +101,7 @@ fn run(arguments: Arguments, dialect: Dialect) -> Result<ExitCode, Failure> {
         Command::Run(arguments) => return commands::run::run(arguments, device, dialect, remarks),
         Command::RunEnclave(arguments) => commands::run_enclave::run(arguments, device, dialect, remarks)?,
         Command::DescribeEnclaves(arguments) => commands::describe_enclaves::run(&arguments, dialect)?,
-        Command::TerminateEnclave(arguments) => commands::terminate::run(arguments, remarks)?,
+        Command::TerminateEnclave(arguments) => commands::terminate::run(&arguments, remarks)?,
         Command::Console(arguments) => commands::console::console(&arguments, remarks)?,
         Command::Logs(arguments) => commands::console::logs(&arguments, remarks)?,
         Command::Wait(arguments) => commands::wait::run(&arguments, remarks)?,

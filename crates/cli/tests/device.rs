@@ -22,8 +22,9 @@ use common::{
     finish,
     processes::{eventually, files},
     run, text,
-    user::{User, assert_failure},
+    user::{User, assert_failure, executable},
 };
+use nitroxide_testkit::Setup;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -85,6 +86,7 @@ fn it_is_ready_when_both_sockets_listen_and_signals_end_it_with_nothing_left() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let device = Device::start(&user, &[]);
         assert_eq!(device.path("Socket"), device.socket);
+        assert!(device.path("Socket").is_absolute());
         assert_eq!(device.path("VsockSocket"), user.path("ne.sock.vsock"));
         for socket in ["Socket", "VsockSocket"] {
             UnixStream::connect(device.path(socket)).unwrap();
@@ -100,9 +102,16 @@ fn it_is_ready_when_both_sockets_listen_and_signals_end_it_with_nothing_left() {
         let sockets = [device.path("Socket"), device.path("VsockSocket")];
         let (status, said) = device.end(signal);
         assert_eq!(status, Some(0), "{said}");
-        for word in
-            ["vfio-user-pci", "memory-backend-memfd", "share=on", "vhost-user-vsock-pci", "NITROXIDE_RUNTIME_DIR=", "describe-enclaves"]
-        {
+        for word in [
+            "vfio-user-pci",
+            "memory-backend-memfd",
+            "share=on",
+            "vhost-user-vsock-pci",
+            "NITROXIDE_RUNTIME_DIR=",
+            "describe-enclaves",
+            "logs ENCLAVE",
+            "console ENCLAVE",
+        ] {
             assert!(said.contains(word), "{word}: {said}");
         }
         assert!(!world.exists() && !sockets.iter().any(|socket| socket.exists()), "{signal:?}");
@@ -157,13 +166,15 @@ fn what_cannot_be_is_refused_at_the_place_and_leaves_nothing() {
     let user = User::new();
     let socket = user.path("ne.sock");
     let long = user.path(&"n".repeat(120));
+    let same = socket.display().to_string();
     for (path, words, code, says) in [
         (&socket, ["--fault", "start@1=-NONSENSE"].as_slice(), 3, ["--fault", "NONSENSE"].as_slice()),
         (&socket, &["--fault", "start"], 3, &["--fault", "start"]),
         (&socket, &["--max-enclaves", "0"], 3, &["0 is not in 1.."]),
         (&socket, &["--memory", "shared"], 3, &["isolated", "zero-copy"]),
-        (&user.path("missing/ne.sock"), &[], 11, &["missing/ne.sock", "No such file"]),
-        (&long, &[], 40, &["too long", "107"]),
+        (&socket, &["--vsock", &same], 3, &["--socket and --vsock name the same path"]),
+        (&user.path("missing/ne.sock"), &[], 11, &["missing/ne.sock", "No such file", "make it first"]),
+        (&long, &[], 40, &["too long", "107", "shorter"]),
     ] {
         let output = run(command(&user, path).args(words));
         assert_eq!(output.status.code(), Some(code), "{words:?} {path:?}: {}", text(&output.stderr));
@@ -175,6 +186,12 @@ fn what_cannot_be_is_refused_at_the_place_and_leaves_nothing() {
         assert!(!path.exists());
     }
     assert_eq!(run(user.without_machine().arg("device")).status.code(), Some(1));
+    // QEMU is given absolute paths, so a short name in a deep folder does not do.
+    let deep = user.path(&"d".repeat(100));
+    fs::create_dir(&deep).unwrap();
+    let output = run(command(&user, Path::new("ne.sock")).current_dir(&deep));
+    assert_failure(&output, 40, &["too long"], "a deep folder");
+    assert_eq!(fs::read_dir(&deep).unwrap().count(), 0);
     // Who started it would wait for ever for the line that cannot be written.
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     assert_failure(&finish(command(&user, &socket).stdout(full)), 19, &["Standard output cannot be written"], "/dev/full");
@@ -183,19 +200,29 @@ fn what_cannot_be_is_refused_at_the_place_and_leaves_nothing() {
 }
 
 #[test]
-fn what_enclaves_will_lack_is_said_at_the_start() {
+fn what_enclaves_and_the_machine_will_lack_is_said_at_the_start() {
     let user = User::new();
-    // The variable means "no virtual machine" otherwise, and then nothing is lacking.
-    let mut child = command(&user, &user.path("ne.sock"))
-        .env("NITROXIDE_ENGINE", "auto")
-        .env("NITROXIDE_QEMU", "/nonexistent/qemu")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
-    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0));
-    assert!(text(&output.stderr).contains("Enclaves cannot be started"), "{}", text(&output.stderr));
+    let old = executable(&user.path("old-qemu"), "echo 'name \"vhost-user-vsock-device\"'; echo 'name \"vhost-user-vsock-pci\"'");
+    let unpacked = Setup::locate().root().join("usr/bin/qemu-system-x86_64");
+    for (qemu, says) in [
+        (Path::new("/nonexistent/qemu"), ["Enclaves cannot be started"].as_slice()),
+        (&old, &["no /dev/nsm", "old-qemu cannot run that virtual machine: it has no vfio-user-pci.", "QEMU 11"]),
+        (&unpacked, &["A QEMU that can run that virtual machine is here: ", "ld-linux", " -L "]),
+    ] {
+        // The variable means "no virtual machine" otherwise, and then nothing is lacking.
+        let mut child = command(&user, &user.path("ne.sock"))
+            .env("NITROXIDE_ENGINE", "auto")
+            .env("NITROXIDE_QEMU", qemu)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        for said in says {
+            assert!(text(&output.stderr).contains(said), "{qemu:?}: no {said} in {}", text(&output.stderr));
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! happens is told on standard error; standard output gets one line of JSON when both sockets listen. The user's page is docs/device-pci.md.
 
 use std::{
+    io,
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -15,7 +16,7 @@ use std::{
 use nitroxide_device::{Device, Faults, Launcher, Limits};
 use nitroxide_device_pci::{BindError, ParentRam, ParentVsock, ParentVsockError, PciServer, ServerOptions, Stop};
 use nitroxide_enclave::{EngineChoice, Happening, LaunchOptions, MemoryMode, Parent, ParentMemory, ProcessLauncher, SlotRecord};
-use nitroxide_engine::Engine;
+use nitroxide_engine::{Engine, Qemu};
 use nitroxide_guest_sys::signals::Signals;
 use nitroxide_world::World;
 use rustix::{
@@ -29,7 +30,7 @@ use crate::{
     codes::ErrorCode,
     ending,
     failure::Failure,
-    launch, output,
+    launch, output, parent_qemu,
     remarks::Remarks,
     world,
 };
@@ -51,13 +52,18 @@ struct Ready<'a> {
 pub fn run(arguments: &DeviceArguments, remarks: Remarks) -> Result<ExitCode, Failure> {
     let faults: Faults =
         arguments.fault.parse().map_err(|error| Failure::new(ErrorCode::INVALID_ARGUMENT, "--fault is not understood").because(error))?;
+    // Absolute, because that is how QEMU gets them: the length that a socket's path may have is judged on what QEMU has to connect to.
+    let socket = absolute(&arguments.socket)?;
+    let vsock_path = absolute(&arguments.vsock.clone().unwrap_or_else(|| with_suffix(&arguments.socket, ".vsock")))?;
+    if socket == vsock_path {
+        return Err(Failure::new(ErrorCode::INVALID_ARGUMENT, "--socket and --vsock name the same path; each needs its own"));
+    }
     // Before any thread is there: all of them inherit it, and one waits.
     let signals = Signals::block(&[Signal::INT, Signal::TERM, Signal::HUP].map(Signal::as_raw))
         .map_err(|error| Failure::new(ErrorCode::SIGNAL_MASK, "Signals cannot be blocked").because(error))?;
     // Dropped last, when nothing uses the directory any more.
     let place = Place::new(arguments.world.as_deref())?;
     let world = &place.world;
-    let vsock_path = arguments.vsock.clone().unwrap_or_else(|| with_suffix(&arguments.socket, ".vsock"));
 
     let ram = Arc::new(ParentRam::new());
     let launcher = Arc::new(ProcessLauncher::new(world.clone(), Arc::clone(&ram) as Arc<dyn ParentMemory>, launch_options(arguments)));
@@ -70,16 +76,17 @@ pub fn run(arguments: &DeviceArguments, remarks: Remarks) -> Result<ExitCode, Fa
     };
     let device = Arc::new(Device::new(limits, faults, Arc::clone(&launcher) as Arc<dyn Launcher>));
     let options = ServerOptions { test_control: arguments.test_control };
-    let server = PciServer::bind(&arguments.socket, options, device, ram).map_err(|error| not_bound(&arguments.socket, error))?;
+    let server = PciServer::bind(&socket, options, device, ram).map_err(|error| not_bound(&socket, error))?;
     let _vsock = ParentVsock::listen(&vsock_path, world).map_err(|error| match error {
         ParentVsockError::Socket(error) => not_bound(&vsock_path, error),
         error => Failure::new(ErrorCode::SOCKET, "The virtual machine's vsock cannot be served").because(error),
     })?;
 
-    if arguments.launch.engine != crate::arguments::EngineKind::None {
-        say_what_is_missing(remarks);
+    let engine = if arguments.launch.engine == crate::arguments::EngineKind::None { None } else { say_what_is_missing(remarks) };
+    announce(&socket, &vsock_path, world, remarks)?;
+    if let Some(qemu) = engine.as_ref().and_then(Engine::qemu) {
+        say_which_qemu(qemu, remarks);
     }
-    announce(&arguments.socket, &vsock_path, world, remarks)?;
     end_on_signal(signals, server.stopper());
     server.run().map_err(|error| Failure::new(ErrorCode::SOCKET, "The device cannot be served any more").because(error))?;
     Ok(ExitCode::SUCCESS)
@@ -103,21 +110,60 @@ fn launch_options(arguments: &DeviceArguments) -> LaunchOptions {
 }
 
 fn not_bound(path: &Path, error: BindError) -> Failure {
-    let code = match error {
-        BindError::TooLong(_) | BindError::NotSocket(_) => ErrorCode::SOCKET_PATH,
-        _ => ErrorCode::SOCKET,
+    let (code, help) = match &error {
+        BindError::TooLong(_) => (ErrorCode::SOCKET_PATH, Some("Give a shorter one, e.g. --socket /tmp/ne.sock.")),
+        BindError::NotSocket(_) => (ErrorCode::SOCKET_PATH, None),
+        BindError::Io(_, cause) => (ErrorCode::SOCKET, what_to_do(cause)),
+        _ => (ErrorCode::SOCKET, None),
     };
-    Failure::new(code, format!("There can be no device at {}", path.display())).because(error)
+    let failure = Failure::new(code, format!("There can be no device at {}", path.display())).because(error);
+    if let Some(help) = help { failure.help(help) } else { failure }
+}
+
+fn what_to_do(error: &io::Error) -> Option<&'static str> {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Some("Its folder is not there; make it first, or give another path."),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            Some("You may not write into its folder; give a path in one of your own, e.g. below $XDG_RUNTIME_DIR.")
+        }
+        _ => None,
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| {
+        Failure::new(ErrorCode::INVALID_ARGUMENT, format!("The path {} cannot be made absolute", path.display())).because(error)
+    })
 }
 
 /// Says what enclaves will lack, once and before a guest is surprised.
-fn say_what_is_missing(remarks: Remarks) {
+fn say_what_is_missing(remarks: Remarks) -> Option<Engine> {
     match Engine::discover(&nitroxide_engine::Discovery::default()) {
-        Err(error) => remarks.note(format!("Enclaves cannot be started: {error}")),
-        Ok(engine) if !engine.has_nsm_device() => {
-            remarks.note("Enclaves will have no /dev/nsm: this QEMU has no vhost-user-test-device (11.0 and later)");
+        Err(error) => {
+            remarks.note(format!("Enclaves cannot be started: {error}"));
+            None
         }
-        Ok(_) => {}
+        Ok(engine) => {
+            if !engine.has_nsm_device() {
+                remarks.note("Enclaves will have no /dev/nsm: this QEMU has no vhost-user-test-device (11.0 and later)");
+            }
+            Some(engine)
+        }
+    }
+}
+
+/// Says whether the QEMU here can run the virtual machine, and how it is started where its name alone does not start it.
+fn say_which_qemu(qemu: &Qemu, remarks: Remarks) {
+    let Some(lacking) = parent_qemu::lacking(qemu) else { return };
+    if !lacking.is_empty() {
+        remarks.note(format!(
+            "{} cannot run that virtual machine: it has no {}. Use QEMU 11 or newer, e.g. the one of `cargo xtask setup`",
+            qemu.path.display(),
+            lacking.join(" and no ")
+        ));
+    } else if qemu.tree.is_some() {
+        let words: Vec<String> = parent_qemu::words(qemu).iter().map(|word| shell_word(word)).collect();
+        remarks.note(format!("A QEMU that can run that virtual machine is here: {}", words.join(" ")));
     }
 }
 
@@ -129,10 +175,12 @@ fn announce(socket: &Path, vsock: &Path, world: &World, remarks: Remarks) -> Res
     for pair in shown.chunks(2) {
         remarks.note(format!("  {} \\", pair.join(" ")));
     }
-    remarks.note(format!(
-        "\nEnclaves can be looked at from here: NITROXIDE_RUNTIME_DIR={} nitroxide describe-enclaves",
-        shell_word(&world.path().to_string_lossy())
-    ));
+    let directory = shell_word(&world.path().to_string_lossy());
+    remarks.note("\nEnclaves can be looked at from here:\n");
+    for command in ["describe-enclaves", "logs ENCLAVE --follow", "console ENCLAVE"] {
+        remarks.note(format!("  NITROXIDE_RUNTIME_DIR={directory} nitroxide {command}"));
+    }
+    remarks.note("");
     let ready = Ready { socket, vsock_socket: vsock, runtime_directory: world.path(), qemu_options: options };
     let line = serde_json::to_string(&ready)
         .map_err(|error| Failure::new(ErrorCode::SERDE, "The result cannot be written as JSON").because(error))?;
@@ -141,10 +189,9 @@ fn announce(socket: &Path, vsock: &Path, world: &World, remarks: Remarks) -> Res
 
 /// What QEMU needs besides an ordinary VM.
 fn qemu_options(socket: &Path, vsock: &Path) -> Vec<String> {
-    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).to_string_lossy().into_owned();
-    let device = serde_json::json!({ "driver": "vfio-user-pci", "socket": { "type": "unix", "path": absolute(socket) } });
+    let device = serde_json::json!({ "driver": "vfio-user-pci", "socket": { "type": "unix", "path": socket.to_string_lossy() } });
     // In QEMU's own syntax a comma in a value is written twice.
-    let chardev = format!("socket,id=ne-vsock,path={}", absolute(vsock).replace(',', ",,"));
+    let chardev = format!("socket,id=ne-vsock,path={}", vsock.to_string_lossy().replace(',', ",,"));
     [
         ("-m", "4G"),
         ("-object", "memory-backend-memfd,id=ne-ram,size=4G,share=on"),
@@ -234,8 +281,7 @@ struct Place {
 impl Place {
     fn new(named: Option<&Path>) -> Result<Self, Failure> {
         if let Some(path) = named {
-            let path = std::path::absolute(path)
-                .map_err(|error| Failure::new(ErrorCode::READ_DISK, "The path of --world cannot be understood").because(error))?;
+            let path = absolute(path)?;
             return Ok(Self { world: World::open(&path).map_err(world::unusable)?, fresh: None });
         }
         // Opening the user's own world makes sure that its directory is the user's alone.

@@ -10,7 +10,7 @@ use nitroxide_world::World;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
-use crate::{arguments::DoctorArguments, failure::Failure, output};
+use crate::{arguments::DoctorArguments, failure::Failure, output, parent_qemu};
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -169,10 +169,7 @@ fn nsm(engine: Option<&Engine>) -> Option<Check> {
 /// Whether this QEMU can run a VM that `nitroxide device` makes a parent instance.
 fn parent_vm(engine: Option<&Engine>) -> Option<Check> {
     const NAME: &str = "parent VMs";
-    const NEEDED: [&str; 2] = ["vfio-user-pci", "vhost-user-vsock-pci"];
-    let listed = engine?.qemu()?.command().args(["-device", "help"]).output().ok()?.stdout;
-    let listed = String::from_utf8_lossy(&listed);
-    let lacking: Vec<&str> = NEEDED.into_iter().filter(|device| !listed.contains(&format!("\"{device}\""))).collect();
+    let lacking = parent_qemu::lacking(engine?.qemu()?)?;
     Some(if lacking.is_empty() {
         Check::ok(NAME, "this QEMU can attach `nitroxide device` to a virtual machine")
     } else {

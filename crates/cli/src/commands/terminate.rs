@@ -4,13 +4,7 @@ use nitroxide_enclave::control;
 use nitroxide_world::World;
 use serde::Serialize;
 
-use crate::{
-    arguments::{TargetArguments, TerminateArguments},
-    failure::Failure,
-    output,
-    remarks::Remarks,
-    target, world,
-};
+use crate::{arguments::TerminateArguments, failure::Failure, output, remarks::Remarks, target, world};
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -23,7 +17,7 @@ struct Terminated {
 }
 
 /// Ends the enclaves and prints an object for each.
-pub fn run(arguments: TerminateArguments, remarks: Remarks) -> Result<(), Failure> {
+pub fn run(arguments: &TerminateArguments, remarks: Remarks) -> Result<(), Failure> {
     let world = world::open()?;
     if arguments.all {
         let mut result = Ok(());
@@ -35,8 +29,7 @@ pub fn run(arguments: TerminateArguments, remarks: Remarks) -> Result<(), Failur
         }
         return result;
     }
-    let target = TargetArguments { enclave: arguments.enclave, enclave_id: arguments.enclave_id, enclave_name: arguments.enclave_name };
-    terminate(&world, target::find(&world, &target)?, remarks)
+    terminate(&world, target::find(&world, &arguments.target)?, remarks)
 }
 
 fn terminate(world: &World, slot_uid: u64, remarks: Remarks) -> Result<(), Failure> {
