@@ -234,7 +234,10 @@ impl Builder {
         let mut command = Command::new(program);
         command.arg("device").arg("--socket").arg(&socket).arg("--vsock").arg(&vsock).args(&self.device_arguments);
         // Worlds and sockets of this device stay in the VM's own folder, and vanish with it.
-        command.env("XDG_RUNTIME_DIR", folder).envs(self.device_environment.iter().map(|(name, value)| (name, value)));
+        command
+            .env("XDG_RUNTIME_DIR", folder)
+            .env_remove("NITROXIDE_RUNTIME_DIR")
+            .envs(self.device_environment.iter().map(|(name, value)| (name, value)));
         let mut device = Process::start(&command).expect("the program setpriv starts");
         let started = Instant::now();
         let is_ready = |device: &Process| device.log().text().lines().any(|line| line.starts_with("{\"Socket\""));

@@ -46,9 +46,9 @@ pub fn stripped(program: &Path, cache: &Path) -> PathBuf {
         return copy;
     }
     let _ = std::fs::create_dir_all(cache);
-    // Copies of older builds of the same program.
+    // Copies of older builds of the same program. Not the wanted one, which another test may have made meanwhile and reads now.
     for old in std::fs::read_dir(cache).into_iter().flatten().flatten() {
-        if old.file_name().to_string_lossy().strip_prefix(&name).is_some_and(|rest| rest.starts_with('.')) {
+        if old.path() != copy && old.file_name().to_string_lossy().strip_prefix(&name).is_some_and(|rest| rest.starts_with('.')) {
             let _ = std::fs::remove_file(old.path());
         }
     }
