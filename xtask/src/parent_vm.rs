@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use miette::{IntoDiagnostic, Result, WrapErr, bail, miette};
-use nitroxide_testkit::parent_vm::ParentVm;
+use nitroxide_testkit::parent_vm::{Driver as InVm, ParentVm};
 use nitroxide_testkit::{Setup, ne_ioctl_sample};
 
 use crate::context::{self, Context};
@@ -21,7 +21,7 @@ const GUEST_MIB: u64 = 448;
 /// What the VM is to be.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// The driver in the VM: the kernel's own
+    /// The driver in the VM: the kernel's own, or ours as `cargo xtask kmod` has built it
     #[arg(long, value_enum, default_value = "c")]
     driver: Driver,
     /// Memory of the VM in MiB; all but 448 MiB of it is huge pages for enclaves
@@ -52,11 +52,17 @@ enum Driver {
 
 /// Boots the VM and runs the command; its exit status becomes this program's.
 pub fn run(context: &Context, options: &Options) -> Result<()> {
-    if options.driver == Driver::Rust {
-        bail!("The project's own kernel module is not there yet (issue 4): use --driver c");
+    let module = context.in_target("kmod/nitro_enclaves.ko");
+    if options.driver == Driver::Rust && !module.is_file() {
+        bail!("The project's own kernel module is not built: run `cargo xtask kmod`, or use --driver c");
     }
     let files = options.files.iter().map(|pair| file(pair)).collect::<Result<Vec<_>>>()?;
     setup::run(context)?;
+    if std::env::var_os("NITROXIDE_SETUP").is_none() && !context.in_target("setup/root").exists() {
+        bail!(
+            "A parent VM needs kernel modules and the QEMU of `cargo xtask setup`; unset NITROXIDE_QEMU and NITROXIDE_KERNEL, so that they are brought"
+        );
+    }
     setup::extras(context, setup::Extras::ParentVm)?;
     guest::run(context)?;
     context::run(&mut context.cargo(["build", "--quiet", "--package", "nitroxide-cli"]))?;
@@ -67,6 +73,10 @@ pub fn run(context: &Context, options: &Options) -> Result<()> {
         .hugepages((options.memory - GUEST_MIB) / 2)
         .cpus(options.cpus)
         .pool(format!("1-{}", options.cpus - 2))
+        .driver(match options.driver {
+            Driver::C => InVm::C,
+            Driver::Rust => InVm::Rust(module),
+        })
         .device_program(&nitroxide)
         .device_arguments(&options.device_arguments)
         .program(&nitroxide)

@@ -50,11 +50,14 @@ pub fn bring(wanted: Extras, place: &Path, cache: &Path) -> Result<()> {
     if !names.is_empty() {
         let apt = Apt::open(&cache.join("apt"), KEYRING)?;
         for name in names {
-            let unpacked = store.join("unpacking");
-            let _ = fs::remove_dir_all(&unpacked);
-            let file = if name == BUSYBOX { fetch_busybox(&apt, &unpacked)? } else { fetch_sample(&apt, &unpacked)? };
+            let folders = Folders { archives: store.join(format!("{name}.package")), unpacked: store.join("unpacking") };
+            let _ = fs::remove_dir_all(&folders.unpacked);
+            fs::create_dir_all(&folders.unpacked).into_diagnostic().wrap_err("Making a folder for what is unpacked")?;
+            let file = if name == BUSYBOX { fetch_busybox(&apt, &folders)? } else { fetch_sample(&apt, &folders)? };
             keep(&file, &store.join(name))?;
-            fs::remove_dir_all(&unpacked).into_diagnostic().wrap_err_with(|| format!("Removing {}", unpacked.display()))?;
+            for folder in [&folders.unpacked, &folders.archives] {
+                fs::remove_dir_all(folder).into_diagnostic().wrap_err_with(|| format!("Removing {}", folder.display()))?;
+            }
         }
         apt.close();
     }
@@ -67,19 +70,29 @@ pub fn bring(wanted: Extras, place: &Path, cache: &Path) -> Result<()> {
     Ok(())
 }
 
-fn fetch_busybox(apt: &Apt, folder: &Path) -> Result<PathBuf> {
-    let archive = fetch(apt, "busybox-static", folder)?;
+/// Where one package is worked on, in the cache.
+struct Folders {
+    /// The download; it survives an interrupted run, which goes on with it.
+    archives: PathBuf,
+    /// What comes out of it; made anew by every run.
+    unpacked: PathBuf,
+}
+
+fn fetch_busybox(apt: &Apt, folders: &Folders) -> Result<PathBuf> {
+    let archive = fetch(apt, "busybox-static", folders)?;
+    let folder = &folders.unpacked;
     unpack(&archive, folder)?;
     let places = ["usr/bin/busybox", "bin/busybox"].map(|place| folder.join(place));
     places.into_iter().find(|file| file.is_file()).ok_or_else(|| miette!("The package busybox-static holds no busybox"))
 }
 
-fn fetch_sample(apt: &Apt, folder: &Path) -> Result<PathBuf> {
+fn fetch_sample(apt: &Apt, folders: &Folders) -> Result<PathBuf> {
     // Such as 7.3 of 7.3.4+deb13-cloud-amd64.
     let kernel = apt.kernel_version()?;
     let version: Vec<&str> = kernel.split(['.', '-', '+']).take(2).collect();
     let source = format!("linux-source-{}", version.join("."));
-    let archive = fetch(apt, &source, folder)?;
+    let archive = fetch(apt, &source, folders)?;
+    let folder = &folders.unpacked;
     eprintln!("setup: extracting one file of {source}");
     // Archive, tar in it, tar in that: nothing is unpacked but the one file, and reading ends with it.
     let mut deb = pipe(Command::new("dpkg-deb").arg("--fsys-tarfile").arg(&archive))?;
@@ -101,9 +114,9 @@ fn fetch_sample(apt: &Apt, folder: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// Downloads one package into `folder`, checked.
-fn fetch(apt: &Apt, name: &str, folder: &Path) -> Result<PathBuf> {
-    let archives = apt.fetch(&apt.packages(&[name.to_owned()])?, folder)?;
+/// Downloads one package, checked.
+fn fetch(apt: &Apt, name: &str, folders: &Folders) -> Result<PathBuf> {
+    let archives = apt.fetch(&apt.packages(&[name.to_owned()])?, &folders.archives)?;
     archives.into_iter().next().ok_or_else(|| miette!("The package {name} did not arrive"))
 }
 
