@@ -292,10 +292,25 @@ impl Place {
         // As long as this is held nobody sweeps: a new folder has no lock yet. Others hold it for an instant.
         let making: OwnedFd = std::fs::File::open(&parents).map_err(failed)?.into();
         flock(&making, FlockOperation::LockExclusive).map_err(|errno| failed(errno.into()))?;
-        let path = parents.join(std::process::id().to_string());
-        std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
+        let path = fresh_folder(&parents).map_err(failed)?;
         let lock = world::lock(&path).map_err(failed)?;
         Ok(Self { world: World::open(&path).map_err(world::unusable)?, fresh: Some((path, lock)) })
+    }
+}
+
+/// Makes a folder named after this process; or with something added, where containers that share the runtime directory have the same process number.
+fn fresh_folder(parents: &Path) -> io::Result<PathBuf> {
+    let mut path = parents.join(std::process::id().to_string());
+    let mut others = 0;
+    loop {
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                others += 1;
+                path = parents.join(format!("{}-{others}", std::process::id()));
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -322,6 +337,15 @@ mod tests {
         assert!(options.contains(&"socket,id=ne-vsock,path=/run/a,,b/v.sock".to_owned()));
         assert_eq!(shell_word("a'b {"), r"'a'\''b {'");
         assert_eq!(shell_word("q35,memory-backend=ne-ram"), "q35,memory-backend=ne-ram");
+    }
+
+    #[test]
+    fn devices_of_the_same_process_number_have_folders_of_their_own() {
+        let parents = tempfile::tempdir().unwrap();
+        let made: Vec<PathBuf> = (0..3).map(|_| fresh_folder(parents.path()).unwrap()).collect();
+        assert!(made.iter().all(|path| path.is_dir()));
+        assert_eq!(std::fs::read_dir(parents.path()).unwrap().count(), 3);
+        assert_eq!(fresh_folder(&parents.path().join("missing")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
