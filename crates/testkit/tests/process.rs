@@ -36,6 +36,22 @@ fn a_process_outlives_the_thread_that_started_it() {
 }
 
 #[test]
+fn lines_of_standard_output_and_error_are_not_mixed_within_a_line() {
+    // A line of standard error whose end is long in coming, and meanwhile one of standard output.
+    let script = "printf half >&2; sleep 0.2; echo whole; sleep 0.2; echo ' done' >&2; printf last";
+    let mut process = Process::start(Command::new("sh").args(["-c", script])).expect("sh starts");
+    assert!(process.wait(Duration::from_secs(60)).is_some());
+    let started = Instant::now();
+    while !process.log().text().contains("last") {
+        assert!(started.elapsed() < Duration::from_secs(60), "{}", process.log().text());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let text = process.log().text();
+    assert!(text.lines().any(|line| line == "whole"), "{text}");
+    assert!(text.contains("half done\n"), "{text}");
+}
+
+#[test]
 fn a_process_of_a_killed_test_is_gone() {
     if std::env::var_os(ROLE).is_some() {
         println!("\nvictim {}", sleeper_kept().id());

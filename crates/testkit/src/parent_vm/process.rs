@@ -3,7 +3,7 @@
 //! The kernel sends that signal when the *thread* that made the process ends (prctl(2), PR_SET_PDEATHSIG), so one thread that never ends starts all of
 //! them; setpriv(1), part of every Debian, asks for the signal. Whoever was killed before that is noticed by [`GUARD`].
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -17,7 +17,7 @@ const GRACE: Duration = Duration::from_secs(20);
 /// Becomes the program, if the process that started it is still there: the signal for its death has been asked for by now.
 const GUARD: &str = r#"[ "$PPID" = "$0" ] && exec "$@""#;
 
-/// What a process has printed so far; more comes while it runs.
+/// What a process has printed so far, in whole lines; more comes while it runs.
 #[derive(Debug, Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -27,12 +27,14 @@ impl Log {
         String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
-    fn fill_from(&self, mut output: impl Read + Send + 'static) {
+    /// Takes what comes from one pipe, line by line: the other pipe's lines must not land in the middle of one, as they are looked for by their beginnings.
+    fn fill_from(&self, output: impl Read + Send + 'static) {
         let log = self.clone();
         std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(length @ 1..) = output.read(&mut buffer) {
-                log.0.lock().unwrap_or_else(PoisonError::into_inner).extend(&buffer[..length]);
+            let mut output = BufReader::new(output);
+            let mut line = Vec::new();
+            while let Ok(1..) = output.read_until(b'\n', &mut line) {
+                log.0.lock().unwrap_or_else(PoisonError::into_inner).append(&mut line);
             }
         });
     }
