@@ -268,13 +268,19 @@ fn measure_later(image: &ExtractedImage, measured: &Arc<Measured>) -> Result<(),
     .map(drop)
 }
 
-/// A VM takes only so many pieces of memory; more are copied into one.
+/// A VM takes only so many pieces of memory; more are put in the file's order, or copied into one. The image must have been extracted.
 fn few_runs(memory: LinearMemory, mode: MemoryMode) -> Result<LinearMemory, Refused> {
-    let runs = memory.ranges().len();
-    if runs <= MAX_MEMORY_RUNS {
+    if memory.ranges().len() <= MAX_MEMORY_RUNS {
         return Ok(memory);
     }
     if mode == MemoryMode::Shared {
+        // The image is copied out by now, and nothing else in the memory has a place: it may lie in the order of the file, where pages that were used
+        // before, which come back in descending order, are neighbours again.
+        let memory = memory.in_file_order().map_err(|error| Refused::io("The enclave's memory cannot be put in order", &error))?;
+        let runs = memory.ranges().len();
+        if runs <= MAX_MEMORY_RUNS {
+            return Ok(memory);
+        }
         let message = format!(
             "The enclave's memory consists of {runs} pieces of the parent's, and a virtual machine runs in at most {MAX_MEMORY_RUNS}: \
              use larger pages (1 GiB), or the isolated mode."

@@ -63,6 +63,17 @@ impl LinearMemory {
         })
     }
 
+    /// The same pieces in the order of their files and offsets, joined.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub(crate) fn in_file_order(&self) -> io::Result<Self> {
+        let mut ranges = self.ranges.clone();
+        ranges.sort_by_key(|range| (Arc::as_ptr(&range.file), range.offset));
+        Self::new(ranges)
+    }
+
     /// A copy in one new memory file, without the holes.
     ///
     /// # Errors
@@ -239,6 +250,16 @@ mod tests {
         assert_eq!(&bytes, b"second");
         let blocks = rustix::fs::fstat(&gathered.ranges()[0].file).unwrap().st_blocks;
         assert!(blocks * 512 < 64 << 10, "{blocks} blocks are more than two pages");
+    }
+
+    #[test]
+    fn pieces_that_came_in_descending_order_are_one_in_the_files_order() {
+        let (a, b) = (file(b"", 300 * GRANULE), file(b"", GRANULE));
+        let descending = (0..300).rev().map(|piece| range(&a, piece * GRANULE, GRANULE));
+        let memory = LinearMemory::new(descending.chain([range(&b, 0, GRANULE)])).unwrap();
+        assert_eq!(memory.ranges().len(), 301);
+        let ordered = memory.in_file_order().unwrap();
+        assert_eq!((ordered.ranges().len(), ordered.size()), (2, memory.size()));
     }
 
     #[test]
