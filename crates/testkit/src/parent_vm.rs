@@ -35,10 +35,12 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(240);
 const COMMAND_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Which driver serves /dev/nitro_enclaves in the VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Driver {
     /// The distribution kernel's own module.
     C,
+    /// Our own module, the file that `cargo xtask kmod` builds; it lies at /modules/nitroxide.ko.
+    Rust(PathBuf),
     /// None is loaded; the module lies at /modules/nitro_enclaves.ko.
     None,
 }
@@ -223,8 +225,16 @@ impl Builder {
         for line in &self.lines {
             initramfs.step(Step::Run(line.clone()));
         }
-        if self.driver == Driver::C && self.device.is_some() {
-            initramfs.step(module("nitro_enclaves", format!("ne_cpus={}", self.pool)));
+        if let Driver::Rust(file) = &self.driver {
+            initramfs.file(file, "modules/nitroxide.ko");
+        }
+        let driver = match self.driver {
+            Driver::C => Some("nitro_enclaves"),
+            Driver::Rust(_) => Some("nitroxide"),
+            Driver::None => None,
+        };
+        if let Some(name) = driver.filter(|_| self.device.is_some()) {
+            initramfs.step(module(name, format!("ne_cpus={}", self.pool)));
         }
         initramfs
     }

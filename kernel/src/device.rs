@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The device behind BAR 3: its registers as the core's `Port`, its two interrupts, and how it is switched on and off.
+//!
+//! [`NitroDevice`] outlives the PCI device: enclaves hold it, and learn from it that it is gone.
+
+use kernel::io::Io;
+use kernel::irq::{Handler, IrqReturn};
+use kernel::pci;
+use kernel::prelude::*;
+use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
+use kernel::sync::{new_mutex, Arc, Mutex};
+use kernel::time::Delta;
+use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
+use nitroxide_abi::pci as registers;
+use nitroxide_abi::pci::{Command, EventCounter, Reply};
+use nitroxide_abi::{limits, Code};
+use nitroxide_driver::mailbox::PortGone;
+use nitroxide_driver::{Device, Mailbox, Notice, Port, SendError};
+
+use crate::home::Home;
+use crate::log::Shown;
+use crate::sys::{OrderedQueue, ReplySignal, Waited};
+
+/// Bytes of BAR 3 that are used.
+pub(crate) const REGISTER_BYTES: usize = registers::REGISTER_BYTES as usize;
+const ENABLE: usize = registers::ENABLE as usize;
+const VERSION: usize = registers::VERSION as usize;
+const COMMAND: usize = registers::COMMAND as usize;
+const EVENT_COUNTER: usize = registers::EVENT_COUNTER as usize;
+const REQUEST: usize = registers::REQUEST as usize;
+const REPLY: usize = registers::REPLY as usize;
+
+/// How often switching off is looked at, in milliseconds.
+const LOOK_MS: u32 = 10;
+/// What a register of a device that was pulled out reads as.
+const PULLED_OUT: u8 = 0xFF;
+
+type Bar = pci::DevresBar<REGISTER_BYTES>;
+
+/// BAR 3 and what the interrupts leave behind.
+#[pin_data]
+pub(crate) struct Registers {
+    bar: Bar,
+    #[pin]
+    reply: ReplySignal,
+    events: Atomic<i64>,
+    /// Was the device switched off, or pulled out? Never taken back: the next device has registers of its own.
+    gone: Atomic<bool>,
+}
+
+impl Registers {
+    /// The registers of a device that is not enabled yet.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub(crate) fn new(bar: Bar) -> Result<Arc<Self>> {
+        Arc::pin_init(pin_init!(Self { bar, reply <- ReplySignal::new(), events: Atomic::new(0), gone: Atomic::new(false) }), GFP_KERNEL)
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone.load(Acquire)
+    }
+
+    /// Everybody who waits for the device, or will, learns that it is gone.
+    fn set_gone(&self) {
+        self.gone.store(true, Release);
+        self.reply.give();
+    }
+
+    fn enabled(&self) -> Option<u8> {
+        self.bar.try_access_with(|bar| bar.read8(ENABLE))
+    }
+
+    /// Switches the device off and waits until it says so; false if it does not within two minutes.
+    fn disable(&self) -> bool {
+        if self.bar.try_access_with(|bar| bar.write8(registers::DISABLED, ENABLE)).is_none() {
+            return true;
+        }
+        for _ in 0..=limits::DEVICE_TIMEOUT_MS / LOOK_MS {
+            if matches!(self.enabled(), None | Some(registers::DISABLED | PULLED_OUT)) {
+                return true;
+            }
+            kernel::time::delay::fsleep(Delta::from_millis(LOOK_MS.into()));
+        }
+        false
+    }
+
+    /// Mainline's handshake: off, version 1, on.
+    ///
+    /// # Errors
+    ///
+    /// EIO if the device has another version, or does not switch on.
+    pub(crate) fn enable(&self) -> Result {
+        if !self.disable() {
+            pr_err!("the device does not switch off\n");
+        }
+        let version = self.bar.try_access_with(|bar| {
+            bar.write16(registers::VERSION_ONE, VERSION);
+            bar.read16(VERSION)
+        });
+        if version != Some(registers::VERSION_ONE) {
+            pr_err!("the device does not speak version {}\n", registers::VERSION_ONE);
+            return Err(EIO);
+        }
+        self.bar.try_access_with(|bar| bar.write8(registers::ENABLED, ENABLE));
+        if self.enabled() != Some(registers::ENABLED) {
+            pr_err!("the device does not switch on\n");
+            return Err(EIO);
+        }
+        Ok(())
+    }
+}
+
+/// The registers as the mailbox uses them; its lock serialises that.
+pub(crate) struct RegisterPort {
+    registers: Arc<Registers>,
+    /// May a kill of the waiting process end the wait? Not at the last close.
+    killable: bool,
+    /// The reply counter when it was first read, and whether it ever moved.
+    first: Option<u16>,
+    counts: bool,
+}
+
+impl Port for RegisterPort {
+    fn submit(&mut self, command: Command, request: &[u8]) -> Result<(), PortGone> {
+        if self.registers.is_gone() {
+            return Err(PortGone);
+        }
+        self.registers.reply.forget();
+        let written = self.registers.bar.try_access_with(|bar| {
+            let words = request.chunks_exact(4);
+            let tail = words.remainder();
+            let mut at = REQUEST;
+            let mut result = Ok(());
+            for word in words {
+                let mut bytes = [0; 4];
+                bytes.copy_from_slice(word);
+                result = result.and(bar.try_write32(u32::from_le_bytes(bytes), at));
+                at = at.saturating_add(4);
+            }
+            for byte in tail {
+                result = result.and(bar.try_write8(*byte, at));
+                at = at.saturating_add(1);
+            }
+            // Requests are shorter than the window: nothing above can have failed.
+            if result.is_ok() {
+                bar.write32(command.number(), COMMAND);
+            }
+        });
+        // Gone between the look above and the writes: a device that is off does nothing with them.
+        written.filter(|()| !self.registers.is_gone()).ok_or(PortGone)
+    }
+
+    fn wait(&mut self, timeout_ms: u32) -> Result<Option<u32>, PortGone> {
+        if self.registers.is_gone() {
+            return Err(PortGone);
+        }
+        // Before the counter is known to move, interrupts alone may count, and a kill must not look like the end of that time.
+        let waited = self.registers.reply.wait(timeout_ms, self.killable && self.counts);
+        if self.registers.is_gone() {
+            return Err(PortGone);
+        }
+        Ok(match waited {
+            Waited::Signalled(left_ms) => Some(left_ms),
+            // The reply stays owed, and the mailbox waits for it before the next command.
+            Waited::TimeUp | Waited::Killed => None,
+        })
+    }
+
+    fn counter(&mut self) -> EventCounter {
+        let value = self.registers.bar.try_access_with(|bar| bar.read32(EVENT_COUNTER)).unwrap_or(u32::MAX);
+        if value == u32::MAX && matches!(self.registers.enabled(), None | Some(PULLED_OUT)) {
+            self.registers.set_gone();
+        }
+        let counter = EventCounter::from_register(value);
+        self.counts |= *self.first.get_or_insert(counter.replies) != counter.replies;
+        counter
+    }
+
+    fn reply(&mut self) -> Reply {
+        let mut bytes = [0; Reply::SIZE];
+        let read = self.registers.bar.try_access_with(|bar| {
+            for (index, word) in bytes.chunks_exact_mut(4).enumerate() {
+                let at = REPLY.saturating_add(index.saturating_mul(4));
+                word.copy_from_slice(&bar.try_read32(at).unwrap_or(u32::MAX).to_le_bytes());
+            }
+        });
+        if read.is_none() || self.registers.is_gone() {
+            return Reply { rc: Code::ENODEV.negative(), ..Reply::default() };
+        }
+        Reply::from_bytes(&bytes)
+    }
+
+    fn events_seen(&mut self) -> u64 {
+        events_of(&self.registers)
+    }
+
+    fn now_ns(&mut self) -> u64 {
+        crate::sys::boot_ns()
+    }
+
+    fn notice(&mut self, notice: &Notice) {
+        pr_warn!("{}\n", Shown(notice));
+    }
+}
+
+fn events_of(registers: &Registers) -> u64 {
+    u64::from_ne_bytes(registers.events.load(Relaxed).to_ne_bytes())
+}
+
+/// One device, from its probe until the last enclave that was made on it is closed.
+#[pin_data]
+pub(crate) struct NitroDevice {
+    registers: Arc<Registers>,
+    #[pin]
+    mailbox: Mutex<Mailbox<RegisterPort>>,
+    #[pin]
+    work: Work<NitroDevice>,
+    home: Arc<Home>,
+}
+
+impl_has_work! { impl HasWork<Self> for NitroDevice { self.work } }
+
+impl NitroDevice {
+    /// A device with these registers, which may be enabled from now on.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub(crate) fn new(registers: Arc<Registers>, home: Arc<Home>) -> Result<Arc<Self>> {
+        let port = RegisterPort { registers: registers.clone(), killable: false, first: None, counts: false };
+        Arc::pin_init(
+            pin_init!(Self {
+                registers,
+                mailbox <- new_mutex!(Mailbox::new(port), "nitroxide::mailbox"),
+                work <- new_work!("nitroxide::event"),
+                home,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The way to the device for one call. `killable`: may a kill of the process end it?
+    pub(crate) fn link(&self, killable: bool) -> Link<'_> {
+        Link { device: self, killable }
+    }
+
+    /// Switches the device off for good: its enclaves are gone, and what they had comes back (W4).
+    pub(crate) fn switch_off(self: &Arc<Self>) {
+        self.home.unpublish(self);
+        if !self.registers.disable() {
+            pr_err!("the device does not switch off; what its enclaves have is taken back all the same\n");
+        }
+        self.registers.set_gone();
+        let Ok(enclaves) = self.home.enclaves() else {
+            pr_err!("no memory to tell the enclaves that the device is gone\n");
+            return;
+        };
+        for enclave in enclaves.iter().filter(|enclave| Arc::ptr_eq(enclave.device(), self)) {
+            enclave.device_gone();
+        }
+    }
+}
+
+impl WorkItem for NitroDevice {
+    type Pointer = Arc<Self>;
+
+    /// After an event every enclave is looked at; one that a slow call has locked is passed over and looks itself (W9).
+    fn run(this: Arc<Self>) {
+        let Ok(enclaves) = this.home.enclaves() else {
+            pr_err!("no memory to look at the enclaves after an event\n");
+            return;
+        };
+        for enclave in enclaves.iter().filter(|enclave| Arc::ptr_eq(enclave.device(), &this)) {
+            enclave.note_event();
+        }
+        this.home.retry_closed();
+    }
+}
+
+/// The device as the core uses it.
+pub(crate) struct Link<'a> {
+    device: &'a NitroDevice,
+    killable: bool,
+}
+
+impl Device for Link<'_> {
+    fn send(&mut self, command: Command, request: &[u8]) -> Result<Reply, SendError> {
+        let mut mailbox = self.device.mailbox.lock();
+        mailbox.port_mut().killable = self.killable;
+        let result = mailbox.send(command, request);
+        pr_debug!("{}: {}\n", command.name(), result.as_ref().map_or(i32::MIN, |reply| reply.rc));
+        result
+    }
+
+    fn events_seen(&mut self) -> u64 {
+        events_of(&self.device.registers)
+    }
+
+    fn now_ns(&mut self) -> u64 {
+        crate::sys::boot_ns()
+    }
+
+    fn notice(&mut self, notice: &Notice) {
+        pr_warn!("{}\n", Shown(notice));
+    }
+}
+
+/// Vector 0: a reply.
+pub(crate) struct ReplyInterrupt(pub(crate) Arc<Registers>);
+
+impl Handler for ReplyInterrupt {
+    fn handle(&self) -> IrqReturn {
+        self.0.reply.give();
+        IrqReturn::Handled
+    }
+}
+
+/// Vector 1: some enclave's state may have changed.
+pub(crate) struct EventInterrupt {
+    pub(crate) device: Arc<NitroDevice>,
+    pub(crate) queue: Arc<OrderedQueue>,
+}
+
+impl Handler for EventInterrupt {
+    fn handle(&self) -> IrqReturn {
+        self.device.registers.events.add(1, Relaxed);
+        // Refused if it is queued already: it has not begun then, and will see this event too.
+        let _ = self.queue.queue().enqueue(self.device.clone());
+        IrqReturn::Handled
+    }
+}

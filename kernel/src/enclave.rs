@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0
+//! One enclave behind its descriptor: [`EnclaveFile`], and how NE_CREATE_VM makes one.
+
+use core::convert::Infallible;
+
+use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
+use kernel::fs::file::{flags, FileDescriptorReservation};
+use kernel::mm::Mm;
+use kernel::prelude::*;
+use kernel::sync::aref::ARef;
+use kernel::sync::atomic::{Acquire, Atomic, Full, Relaxed, Release};
+use kernel::sync::barrier::smp_mb;
+use kernel::sync::poll::PollCondVar;
+use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock, UniqueArc};
+use kernel::task::Task;
+use nitroxide_abi::Code;
+use nitroxide_driver::extension::Listed;
+use nitroxide_driver::{call, Enclave, EventOutcome, Machine, Region, Slot, Summary};
+
+use crate::caller::{Caller, PinnedPages};
+use crate::device::NitroDevice;
+use crate::file::EnclaveDescriptor;
+use crate::home::{Home, Table, FACTS};
+use crate::sys;
+
+type Regions = Table<Region<PinnedPages>>;
+
+/// Regions that an enclave has at most, whatever the device would take: bounds its table to 768 KiB.
+const MOST_REGIONS: u64 = 16_384;
+
+/// An enclave, from NE_CREATE_VM until the device has let it go after the last close.
+#[pin_data]
+pub(crate) struct EnclaveFile {
+    home: Arc<Home>,
+    device: Arc<NitroDevice>,
+    /// The creator's address space; held, so that its address means it (W7).
+    owner: ARef<Mm>,
+    owner_uid: u32,
+    owner_task: ARef<Task>,
+    closed: Atomic<bool>,
+    /// Is there an event that nobody has looked at for this enclave?
+    event: Atomic<bool>,
+    #[pin]
+    enclave: Mutex<Enclave<PinnedPages, Regions>>,
+    /// A copy for those who must not wait for a call.
+    #[pin]
+    summary: SpinLock<Summary>,
+    /// Those who poll.
+    #[pin]
+    ended: PollCondVar,
+}
+
+/// NE_CREATE_VM: makes a slot and its descriptor, and writes the slot's number to the caller.
+///
+/// # Errors
+///
+/// 272 without a free core, then what descriptors and memory give, then the device's, then EFAULT (docs/driver.md, "CREATE_VM").
+pub(crate) fn create(home: &Arc<Home>, device: &Arc<NitroDevice>, argument: u64) -> Result<u32, Code> {
+    if !home.with_pool(|pool, _| pool.has_free_core()) {
+        return Err(Code::NO_CPUS_AVAIL_IN_POOL);
+    }
+    let owner: ARef<Mm> = kernel::current!().mm().map(|mm| ARef::from(&**mm)).ok_or(Code::EIO)?;
+    let owner_task = ARef::from(kernel::current!().group_leader());
+    let memory = UniqueArc::<EnclaveFile>::new_uninit(GFP_KERNEL_ACCOUNT).map_err(|_| Code::ENOMEM)?;
+    let number = FileDescriptorReservation::get_unused_fd_flags(flags::O_CLOEXEC).map_err(sys::code)?;
+    let descriptor = EnclaveDescriptor::new().map_err(sys::code)?;
+
+    let mut link = device.link(true);
+    let slot = Slot::allocate(&**home, &mut link)?;
+    let count = usize::try_from(slot.max_regions().min(MOST_REGIONS)).unwrap_or(0);
+    // Without a table it is made all the same: its release is what frees the slot.
+    let (regions, mut out_of_memory) = match Table::new(count, GFP_KERNEL_ACCOUNT) {
+        Ok(regions) => (regions, false),
+        Err(_) => (Table::empty(), true),
+    };
+    let uid = slot.uid();
+    let enclave = Enclave::new(&slot, regions, &mut link);
+    let summary = enclave.summary();
+    let made = memory.pin_init_with::<Infallible>(pin_init!(EnclaveFile {
+        home: home.clone(),
+        device: device.clone(),
+        owner,
+        owner_uid: sys::fsuid(),
+        owner_task,
+        closed: Atomic::new(false),
+        event: Atomic::new(false),
+        enclave <- new_mutex!(enclave, "nitroxide::enclave"),
+        summary <- new_spinlock!(summary, "nitroxide::summary"),
+        ended <- kernel::new_poll_condvar!("nitroxide::ended"),
+    }? Infallible));
+    let file: Arc<EnclaveFile> = match made {
+        Ok(file) => file.into(),
+        Err(never) => match never {},
+    };
+    out_of_memory |= home.enter(file.clone()).is_err();
+    // From here on dropping the descriptor releases the enclave.
+    let descriptor = descriptor.carry(file.clone());
+    if out_of_memory {
+        return Err(Code::ENOMEM);
+    }
+    // The device may have gone before the enclave was in the list, where its end would have been told.
+    if home.device().is_none_or(|now| !Arc::ptr_eq(&now, device)) {
+        file.device_gone();
+    }
+    call::create_vm(&mut Caller { owner: None }, uid, argument)?;
+    let fd = number.reserved_fd();
+    number.fd_install(descriptor.into_file());
+    Ok(fd)
+}
+
+impl EnclaveFile {
+    /// The device that it is on.
+    pub(crate) fn device(&self) -> &Arc<NitroDevice> {
+        &self.device
+    }
+
+    /// User id of its creator, of the initial namespace.
+    pub(crate) fn owner_uid(&self) -> u32 {
+        self.owner_uid
+    }
+
+    /// Was its last descriptor closed?
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Acquire)
+    }
+
+    /// What there is to see of it, without waiting for a call.
+    pub(crate) fn summary(&self) -> Summary {
+        *self.summary.lock()
+    }
+
+    /// Where those wait who poll.
+    pub(crate) fn ended(&self) -> &PollCondVar {
+        &self.ended
+    }
+
+    /// As NE_LIST shows it to the caller.
+    pub(crate) fn listed(&self) -> Listed {
+        Listed {
+            summary: self.summary(),
+            owner_uid: sys::uid_for_caller(self.owner_uid),
+            owner_pid: u32::try_from(self.owner_task.tgid_nr_ns(None)).unwrap_or(0),
+        }
+    }
+
+    /// One command on its descriptor.
+    ///
+    /// # Errors
+    ///
+    /// The code that the caller gets.
+    pub(crate) fn ioctl(&self, word: u32, argument: u64) -> Result<u32, Code> {
+        let mut caller = Caller { owner: Some(&self.owner) };
+        if !call::enclave_call_needs_lock(word) {
+            return call::enclave_look(&self.summary(), &*self.home, &mut caller, &FACTS, word, argument);
+        }
+        let result = {
+            let mut enclave = self.enclave.lock();
+            let result = call::enclave_call(&mut enclave, &*self.home, &mut self.device.link(true), &mut caller, word, argument);
+            self.show(&enclave);
+            result
+        };
+        self.look_at_event();
+        result
+    }
+
+    /// There was an event: looks at it now, or leaves it to the one who has the enclave locked.
+    pub(crate) fn note_event(&self) {
+        self.event.xchg(true, Full);
+        self.look_at_event();
+    }
+
+    /// Looks at an event that came, unless somebody has the enclave locked, who looks afterwards.
+    fn look_at_event(&self) {
+        // Between the release of the lock and the look at the flag, as in `note_event` between the flag and the lock: one of both sees the other.
+        smp_mb(kernel::sync::barrier::Full);
+        while self.event.load(Relaxed) {
+            let Some(mut enclave) = self.enclave.try_lock() else { return };
+            if !self.event.xchg(false, Full) {
+                continue;
+            }
+            let outcome = enclave.device_event(&mut self.device.link(false));
+            self.show(&enclave);
+            drop(enclave);
+            if outcome == EventOutcome::Unknown {
+                // Looked at again after the next call or event.
+                self.event.store(true, Release);
+                return;
+            }
+            smp_mb(kernel::sync::barrier::Full);
+        }
+    }
+
+    /// The device went away and took the slot with it; what was closed before comes back now.
+    pub(crate) fn device_gone(&self) {
+        {
+            let mut enclave = self.enclave.lock();
+            enclave.device_gone(&mut self.device.link(false));
+            self.show(&enclave);
+        }
+        if self.is_closed() {
+            self.give_back();
+        }
+    }
+
+    /// The last descriptor was closed.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Release);
+        self.give_back();
+        self.home.retry_closed();
+    }
+
+    /// Ends a closed enclave and gives back what it has; it stays in the list if the device does not let it go (W10).
+    pub(crate) fn give_back(&self) {
+        let released = {
+            let mut enclave = self.enclave.lock();
+            let released = enclave.release(&*self.home, &mut self.device.link(false)).is_ok();
+            self.show(&enclave);
+            released
+        };
+        if released {
+            self.home.forget(self);
+        }
+    }
+
+    /// Copies the summary for those who only look, and wakes pollers at the end.
+    fn show(&self, enclave: &Enclave<PinnedPages, Regions>) {
+        let new = enclave.summary();
+        let was_hung_up = core::mem::replace(&mut *self.summary.lock(), new).hung_up;
+        if new.hung_up && !was_hung_up {
+            self.ended.notify_all();
+        }
+    }
+}

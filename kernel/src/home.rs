@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What all enclaves share: the CPU pool, the ledger of pages, the list of enclaves and the device: [`Home`].
+//!
+//! Lock order: list > enclave > pool, ledger > mailbox of the device. `device` is held for a look only, with nothing inside. Neither
+//! the list nor pool or ledger is held while somebody waits for the device (docs/kernel.md, "Locks").
+
+use kernel::alloc::allocator::KVmalloc;
+use kernel::alloc::{AllocError, Flags, Vec};
+use kernel::prelude::*;
+use kernel::sync::{new_mutex, Arc, Mutex};
+use nitroxide_abi::extension::{backend, home as place, isolation};
+use nitroxide_abi::{Code, CpuId, SlotUid};
+use nitroxide_driver::extension::{bit, Listed};
+use nitroxide_driver::{CpuEntry, Cpus, Ledger, LedgerEntry, Machine, Pool};
+
+use crate::device::NitroDevice;
+use crate::enclave::EnclaveFile;
+use crate::sys;
+
+/// What NE_QUERY says of this home: a kernel module cannot see what is behind its device.
+pub(crate) const FACTS: nitroxide_driver::extension::Home = nitroxide_driver::extension::Home {
+    home: place::KERNEL,
+    backend: backend::UNKNOWN,
+    isolation: isolation::UNKNOWN,
+    errata: bit(1) | bit(4) | bit(6) | bit(7) | bit(8) | bit(9) | bit(17) | bit(18) | bit(19),
+    features: 0,
+};
+
+/// Entries of the ledger beside what the machine's memory could fill.
+const SPARE_RUNS: usize = 1024;
+
+/// Storage of the core: a table that does not grow.
+pub(crate) struct Table<T>(Vec<T, KVmalloc>);
+
+impl<T> Table<T> {
+    /// A table without entries.
+    pub(crate) fn empty() -> Self {
+        Self(Vec::new())
+    }
+
+    /// A table of `count` entries as `T::default` makes them.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory; without a warning of the kernel (W8).
+    pub(crate) fn new(count: usize, flags: Flags) -> Result<Self, AllocError>
+    where
+        T: Default,
+    {
+        let flags = flags | kernel::alloc::flags::__GFP_NOWARN;
+        let mut table = Vec::with_capacity(count, flags)?;
+        for _ in 0..count {
+            table.push(T::default(), flags)?;
+        }
+        Ok(Self(table))
+    }
+}
+
+impl<T> AsRef<[T]> for Table<T> {
+    fn as_ref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T> AsMut<[T]> for Table<T> {
+    fn as_mut(&mut self) -> &mut [T] {
+        &mut self.0
+    }
+}
+
+/// The machine's CPUs.
+pub(crate) struct KernelCpus;
+
+impl Cpus for KernelCpus {
+    fn count(&self) -> u32 {
+        kernel::cpu::nr_cpu_ids()
+    }
+
+    fn is_online(&self, cpu: CpuId) -> bool {
+        sys::cpu_online(cpu)
+    }
+
+    fn core_of(&self, cpu: CpuId) -> CpuId {
+        sys::cpu_first_sibling(cpu)
+    }
+
+    fn node_of(&self, cpu: CpuId) -> i32 {
+        sys::cpu_node(cpu)
+    }
+
+    fn set_online(&mut self, cpu: CpuId, online: bool) -> Result<(), Code> {
+        sys::set_cpu_online(cpu, online)
+    }
+
+    /// A CPU that somebody brought online again stays with the parent (W18).
+    fn claim(&mut self, cpu: CpuId) -> bool {
+        !sys::cpu_online(cpu)
+    }
+
+    fn unclaim(&mut self, _cpu: CpuId) {}
+}
+
+/// The pool and the CPUs that it is made of.
+struct PoolState {
+    pool: Pool<Table<CpuEntry>>,
+    cpus: KernelCpus,
+}
+
+/// Everything that the module has.
+#[pin_data]
+pub(crate) struct Home {
+    #[pin]
+    list: Mutex<KVec<Arc<EnclaveFile>>>,
+    #[pin]
+    pool: Mutex<PoolState>,
+    #[pin]
+    ledger: Mutex<Ledger<Table<LedgerEntry>>>,
+    /// The device that is bound now; one at a time (W17).
+    #[pin]
+    device: Mutex<Option<Arc<NitroDevice>>>,
+}
+
+impl Machine for Home {
+    type CpuTable = Table<CpuEntry>;
+    type RunTable = Table<LedgerEntry>;
+    type Cpus = KernelCpus;
+
+    fn with_pool<T>(&self, act: impl FnOnce(&mut Pool<Self::CpuTable>, &mut Self::Cpus) -> T) -> T {
+        let mut state = self.pool.lock();
+        let PoolState { pool, cpus } = &mut *state;
+        act(pool, cpus)
+    }
+
+    fn with_ledger<T>(&self, act: impl FnOnce(&mut Ledger<Self::RunTable>) -> T) -> T {
+        act(&mut self.ledger.lock())
+    }
+}
+
+impl Home {
+    /// An empty pool, ledger and list.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let cpus = usize::try_from(kernel::cpu::nr_cpu_ids())?;
+        // No run is shorter than 2 MiB: more than these there cannot be, unless memory is plugged in later.
+        let runs = usize::try_from(sys::ram_bytes() / nitroxide_abi::limits::GRANULE)?.saturating_add(SPARE_RUNS);
+        let pool = Pool::new(Table::new(cpus, GFP_KERNEL)?);
+        let ledger = Ledger::new(Table::new(runs, GFP_KERNEL)?);
+        Arc::pin_init(
+            pin_init!(Self {
+                list <- new_mutex!(KVec::new(), "nitroxide::list"),
+                pool <- new_mutex!(PoolState { pool, cpus: KernelCpus }, "nitroxide::pool"),
+                ledger <- new_mutex!(ledger, "nitroxide::ledger"),
+                device <- new_mutex!(None, "nitroxide::device"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The device that is bound now.
+    pub(crate) fn device(&self) -> Option<Arc<NitroDevice>> {
+        self.device.lock().clone()
+    }
+
+    /// Makes a device the one that new enclaves are created on.
+    ///
+    /// # Errors
+    ///
+    /// EBUSY if there is one.
+    pub(crate) fn publish(&self, device: Arc<NitroDevice>) -> Result {
+        let mut place = self.device.lock();
+        if place.is_some() {
+            return Err(EBUSY);
+        }
+        *place = Some(device);
+        Ok(())
+    }
+
+    /// No enclave is created on this device any more.
+    pub(crate) fn unpublish(&self, device: &Arc<NitroDevice>) {
+        let mut place = self.device.lock();
+        if place.as_ref().is_some_and(|published| Arc::ptr_eq(published, device)) {
+            *place = None;
+        }
+    }
+
+    /// Puts an enclave into the list.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub(crate) fn enter(&self, enclave: Arc<EnclaveFile>) -> Result<(), AllocError> {
+        self.list.lock().push(enclave, GFP_KERNEL)
+    }
+
+    /// Strikes an enclave out.
+    pub(crate) fn forget(&self, enclave: &EnclaveFile) {
+        self.list.lock().retain(|entry| !core::ptr::eq::<EnclaveFile>(&**entry, enclave));
+    }
+
+    /// The enclaves that are in the list now.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub(crate) fn enclaves(&self) -> Result<KVec<Arc<EnclaveFile>>, AllocError> {
+        let list = self.list.lock();
+        let mut enclaves = KVec::with_capacity(list.len(), GFP_KERNEL)?;
+        for enclave in list.iter() {
+            enclaves.push(enclave.clone(), GFP_KERNEL)?;
+        }
+        Ok(enclaves)
+    }
+
+    /// The enclave with the lowest slot above `cursor` of those that the caller may see.
+    pub(crate) fn next_after(&self, cursor: SlotUid) -> Option<Listed> {
+        let (is_admin, fsuid) = (sys::is_admin(), sys::fsuid());
+        let list = self.list.lock();
+        list.iter()
+            .filter(|enclave| is_admin || enclave.owner_uid() == fsuid)
+            .map(|enclave| enclave.listed())
+            .filter(|listed| listed.summary.slot > cursor)
+            .min_by_key(|listed| listed.summary.slot)
+    }
+
+    /// Tries again to give back what was closed but not let go by the device (W10).
+    pub(crate) fn retry_closed(&self) {
+        let Ok(enclaves) = self.enclaves() else { return };
+        for enclave in enclaves.iter().filter(|enclave| enclave.is_closed()) {
+            enclave.give_back();
+        }
+    }
+}
