@@ -178,8 +178,8 @@ impl Launcher for ProcessLauncher {
 
     fn interrupt(&self) {
         for socket in lock(&self.inner.starting).drain(..).filter_map(|socket| socket.upgrade()) {
-            // Its process sees our end close and ends, so that the start is refused.
-            let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Write);
+            // Its process sees our end close and ends. The start is refused even if it does not: then it is killed.
+            let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both);
         }
     }
 }

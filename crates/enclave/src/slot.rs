@@ -74,15 +74,16 @@ impl ProcessSlot {
         self.launcher.add_stage(self.claim.slot_uid, begun);
         self.launcher.update_record(self.claim.slot_uid, |record| record.process_id = child.id());
 
-        let sent = self.memory.send(&socket).and_then(|()| self.send_start(&socket, request, [requested, begun]));
-        if let Err(error) = sent
-            && error.kind() != io::ErrorKind::BrokenPipe
-        {
-            return Err(self.failed("The enclave process cannot be given its memory", &error));
-        }
         let socket = Arc::new(socket);
+        // Before anything is sent: a process that does not read makes even that wait.
         self.launcher.begins(&socket);
-        let started = self.await_start(&socket);
+        let sent = self.memory.send(&*socket).and_then(|()| self.send_start(&socket, request, [requested, begun]));
+        let started = match sent {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(self.failed("The enclave process cannot be given its memory", &error))
+            }
+            _ => self.await_start(&socket),
+        };
         self.launcher.has_begun(&socket);
         let cid = started?;
 

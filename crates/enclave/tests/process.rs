@@ -346,6 +346,30 @@ fn a_start_that_hangs_is_refused_when_its_device_is_reset() {
     }
 }
 
+/// As many pieces as no socket takes at once, for a process that neither reads nor ends by itself.
+#[test]
+fn a_process_that_does_not_listen_does_not_hold_up_a_reset() {
+    const PIECES: u64 = 6000;
+    let place = Place::new(PIECES * 4 * MIB, |options| {
+        options.program.arguments = vec!["100000".into()];
+        options.program.path = Some("/bin/sleep".into());
+    });
+    let mut slot = place.launcher.reserve_slot().unwrap();
+    for piece in 0..PIECES {
+        slot.add_memory(MemoryRun { gpa: Gpa(piece * 4 * MIB), size: 2 * MIB }).unwrap();
+    }
+    let uid = slot.uid().0;
+    std::thread::scope(|scope| {
+        let start = scope.spawn(|| slot.start(&request(), notifier().0));
+        eventually("the end of the start", PATIENCE, || {
+            place.launcher.interrupt();
+            start.is_finished()
+        });
+        start.join().unwrap().unwrap_err();
+    });
+    assert!(!is_alive(place.launcher.record(uid).unwrap().process_id.unwrap()));
+}
+
 #[test]
 fn hostile_control_clients_cost_little_and_block_nobody() {
     let place = Place::new(64 * MIB, |_| {});
