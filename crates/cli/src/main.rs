@@ -9,6 +9,7 @@ mod codes;
 mod commands;
 mod detach;
 mod ending;
+mod ending_signals;
 mod failure;
 mod heartbeat;
 mod host;

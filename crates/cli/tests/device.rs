@@ -121,6 +121,25 @@ fn it_is_ready_when_both_sockets_listen_and_signals_end_it_with_nothing_left() {
 }
 
 #[test]
+fn started_with_nohup_it_outlives_its_terminal() {
+    let user = User::new();
+    let plain = command(&user, &user.path("ne.sock"));
+    let mut child = Command::new("nohup");
+    child.arg(plain.get_program()).args(plain.get_args()).envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut child = child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    output.read_line(&mut String::new()).unwrap();
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::HUP).unwrap();
+    // Time to end, for one that wrongly does; one that does not passes however long this takes.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(child.try_wait().unwrap(), None);
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(left(&user), (BTreeSet::new(), 0));
+}
+
+#[test]
 fn a_killed_device_is_swept_by_the_next_command_and_its_sockets_are_taken_over() {
     let user = User::new();
     let device = Device::start(&user, &[]);

@@ -28,7 +28,7 @@ use serde::Serialize;
 use crate::{
     arguments::{DeviceArguments, MemoryKind},
     codes::ErrorCode,
-    ending,
+    ending, ending_signals,
     failure::Failure,
     launch, output, parent_qemu,
     remarks::Remarks,
@@ -59,7 +59,7 @@ pub fn run(arguments: &DeviceArguments, remarks: Remarks) -> Result<ExitCode, Fa
         return Err(Failure::new(ErrorCode::INVALID_ARGUMENT, "--socket and --vsock name the same path; each needs its own"));
     }
     // Before any thread is there: all of them inherit it, and one waits.
-    let signals = Signals::block(&[Signal::INT, Signal::TERM, Signal::HUP].map(Signal::as_raw))
+    let signals = ending_signals::block(&[Signal::INT, Signal::TERM, Signal::HUP])
         .map_err(|error| Failure::new(ErrorCode::SIGNAL_MASK, "Signals cannot be blocked").because(error))?;
     // Dropped last, when nothing uses the directory any more.
     let place = Place::new(arguments.world.as_deref())?;

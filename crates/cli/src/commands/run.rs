@@ -25,7 +25,7 @@ use crate::{
     arguments::{DeviceKind, RunArguments},
     codes::ErrorCode,
     commands::console,
-    ending,
+    ending, ending_signals,
     failure::Failure,
     heartbeat::Heartbeat,
     host,
@@ -51,7 +51,7 @@ pub fn run(arguments: RunArguments, device: DeviceKind, dialect: Dialect, remark
     let image = arguments.image.or(arguments.eif_path).ok_or_else(|| Failure::new(ErrorCode::MISSING_ARGUMENT, "Which image?"))?;
     let request = LaunchRequest::new(&image, &arguments.resources, device, dialect, remarks)?;
     // Before any thread is there: all of them inherit it, and one waits.
-    let signals = Signals::block(&[Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT].map(Signal::as_raw))
+    let signals = ending_signals::block(&[Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT])
         .map_err(|error| Failure::new(ErrorCode::SIGNAL_MASK, "Signals cannot be blocked").because(error))?;
     let (sender, events) = mpsc::channel();
     let starting = Arc::new(Cancel::default());
