@@ -22,7 +22,7 @@ use common::{
     finish,
     processes::{eventually, files},
     run, text,
-    user::{User, assert_failure, executable},
+    user::{User, assert_failure, executable, qemu_in_shell},
 };
 use nitroxide_testkit::Setup;
 use rustix::process::{Pid, Signal, kill_process};
@@ -216,6 +216,29 @@ fn what_cannot_be_is_refused_at_the_place_and_leaves_nothing() {
     assert_failure(&finish(command(&user, &socket).stdout(full)), 19, &["Standard output cannot be written"], "/dev/full");
     assert_eq!(left(&user), (BTreeSet::new(), 0));
     assert!(!socket.exists());
+}
+
+#[test]
+fn qemu_starts_with_the_options_that_the_documentation_gives() {
+    let user = User::new();
+    for image in ["debian-13-genericcloud-amd64.qcow2", "seed.img"] {
+        fs::File::create(user.path(image)).unwrap().set_len(1 << 20).unwrap();
+    }
+    for document in ["README.md", "docs/parent-vm.md"] {
+        let text_of = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(document)).unwrap();
+        let options = text_of.split("-accel kvm").nth(1).unwrap().split("```").next().unwrap();
+        let device = Device::start(&user, &[]);
+        // Any port, an empty disk that needs no format, and a machine that waits for its monitor instead of running.
+        let options = options
+            .replace("/tmp/ne.sock", device.socket.to_str().unwrap())
+            .replace("tcp::2222-", "tcp::0-")
+            .replace("qcow2,if=virtio", "qcow2,if=virtio,format=raw")
+            .replace("-nographic", "-display none -serial none -monitor stdio -S");
+        let script = format!("echo quit | {}-accel kvm {}", qemu_in_shell(), options.trim());
+        let output = Command::new("sh").args(["-c", &script]).current_dir(user.directory.path()).output().unwrap();
+        assert!(output.status.success(), "{document}: {script}\n{}", text(&output.stderr));
+        assert_eq!(device.end(Signal::TERM).0, Some(0));
+    }
 }
 
 #[test]
