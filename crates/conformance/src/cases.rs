@@ -62,6 +62,39 @@ pub fn dangerous() -> Vec<Case> {
     list.into_iter().map(|(name, ops)| Case { name: name.to_owned(), ops }).collect()
 }
 
+/// Cases for machines of another shape: `numa` wants the pool `4-5` on a second node, `gigantic` a free huge page of 1 GiB and the pool `2-5`, `cores` a
+/// machine whose cores have one thread or three, and the pool `3-5`.
+#[must_use]
+pub fn shapes() -> Vec<Case> {
+    let list: [(&str, Vec<Op>); 3] = [("numa", numa()), ("gigantic", gigantic()), ("cores", cores())];
+    list.into_iter().map(|(name, ops)| Case { name: name.to_owned(), ops }).collect()
+}
+
+fn numa() -> Vec<Op> {
+    let mut ops = vec![Op::Online, create(0), pages(0, 0, 1), pages(0, 0, 1), pages(0, 4, 32)];
+    ops.extend([set(0, Place::page(Area::Small, 0), 2 * MIB), vcpu(0, 0), vcpu(0, 0), start(0, 0), close(0)]);
+    ops.extend([pool("2-5"), Op::ReadPool, Op::Online, pool("2-3"), Op::Online, create(0), pages(0, 40, 32), vcpu(0, 0), vcpu(0, 0)]);
+    ops.extend([start(0, 0), close(0), pool("4-5"), Op::Online]);
+    ops
+}
+
+fn gigantic() -> Vec<Op> {
+    let at = |offset: u64| Place { area: Area::Gigantic, offset };
+    let mut ops = vec![create(0), set(0, at(2 * MIB), 2 * MIB), set(0, at(512 * MIB), 512 * MIB), set(0, at(0), GIB), Op::Usage];
+    ops.extend([set(0, at(0), GIB), set(0, at(4 * MIB), 2 * MIB), vcpu(0, 0), vcpu(0, 0), start(0, 0), close(0), Op::Usage]);
+    ops.extend([create(1), set(1, at(0), 2 * MIB), vcpu(1, 0), vcpu(1, 0), start(1, 0), close(1), Op::Usage]);
+    ops
+}
+
+fn cores() -> Vec<Op> {
+    let mut ops = vec![Op::Online, create(0)];
+    ops.extend([0, 0, 4, 6, 0, 0, 3].map(|cpu| vcpu(0, cpu)));
+    ops.extend([pages(0, 0, 32), create(1), start(0, 0), close(0), create(0), vcpu(0, 5), pages(0, 0, 32), start(0, 0), vcpu(0, 0)]);
+    ops.extend([create(1), vcpu(1, 0), vcpu(1, 4), close(0), vcpu(1, 5), close(1)]);
+    ops.extend(["3", "4-5", "2-5", "1-5", "3-5"].into_iter().flat_map(|text| [pool(text), Op::ReadPool, Op::Online]));
+    ops
+}
+
 fn pool(text: &str) -> Op {
     Op::WritePool { text: text.to_owned(), privileged: true }
 }

@@ -6,6 +6,9 @@
 pub mod cases;
 pub mod compare;
 pub mod control;
+pub mod coverage;
+mod guess;
+pub mod probes;
 pub mod random;
 pub mod real;
 pub mod record;

@@ -9,13 +9,15 @@ use std::process::ExitCode;
 use nitroxide_conformance::control::{Control, NoControl, Pci};
 use nitroxide_conformance::real::Real;
 use nitroxide_conformance::transcript::{Case, Transcript, run_all};
-use nitroxide_conformance::{Target, cases, compare, random, record};
+use nitroxide_conformance::{Target, cases, compare, coverage, probes, random, record};
 
 const USAGE: &str = "\
 Usage:
-  nitroxide-conformance run [--filter TEXT] [--dangerous] [TARGET]       directed cases; prints a transcript
+  nitroxide-conformance run [--filter TEXT] [--dangerous|--shapes] [TARGET]  directed cases; prints a transcript
   nitroxide-conformance random --seed S --sequences N [--steps N] [--compact] [TARGET]
   nitroxide-conformance compare C_DRIVER OTHER [--steps N]              two transcripts; fails on unknown differences
+  nitroxide-conformance probe NAME                                      one weakness; may leave the driver broken
+  nitroxide-conformance coverage TRANSCRIPT [--steps N]                 which call met which answer how often
 TARGET: [--target real|core] [--control pci|none] [--like TRANSCRIPT (a core with the layout of this one)]
 Needs root, 110 free huge pages of 2 MiB, and the pool 2-5 of 6 CPUs in cores of two threads.";
 
@@ -40,7 +42,11 @@ fn act(arguments: &[String]) -> Result<bool, String> {
     let steps = usize::try_from(number("--steps", u64::try_from(random::DEFAULT_STEPS).unwrap_or(16))?).unwrap_or(random::DEFAULT_STEPS);
     match arguments.first().map(String::as_str) {
         Some("run") => {
-            let mut list = if flag("--dangerous") { cases::dangerous() } else { cases::directed() };
+            let mut list = match (flag("--dangerous"), flag("--shapes")) {
+                (true, _) => cases::dangerous(),
+                (_, true) => cases::shapes(),
+                _ => cases::directed(),
+            };
             list.retain(|case| case.name.contains(value("--filter").unwrap_or("")));
             print!("{}", run_all(target(&value)?.as_mut(), list).text());
             Ok(true)
@@ -56,6 +62,14 @@ fn act(arguments: &[String]) -> Result<bool, String> {
             let report = compare::compare(&read(left, steps)?, &read(right, steps)?);
             print!("{report}");
             Ok(report.is_good())
+        }
+        Some("probe") => {
+            probes::run(arguments.get(1).ok_or(USAGE)?, arguments.get(2).map(String::as_str)).map_err(|error| error.to_string())?;
+            Ok(true)
+        }
+        Some("coverage") => {
+            print!("{}", coverage::Coverage::of(&read(arguments.get(1).ok_or(USAGE)?, steps)?));
+            Ok(true)
         }
         _ => Err(USAGE.to_owned()),
     }

@@ -260,7 +260,11 @@ impl Real {
 
     /// Does what raises an event, and waits until the driver has looked at every enclave that runs.
     fn raise(&mut self, line: &str) -> String {
-        let running = self.enclaves.iter().filter(|slot| slot.running && !slot.ended).count();
+        // A driver does not ask for enclaves that it has hung up.
+        let hung_up = |slot: &Slot| {
+            slot.fd.as_ref().is_some_and(|fd| sys::poll(fd.as_raw_fd(), 0).is_ok_and(|events| events & i64::from(libc::POLLHUP) != 0))
+        };
+        let running = self.enclaves.iter().filter(|slot| slot.running && !slot.ended && !hung_up(slot)).count();
         let Some(before) = self.control.replies() else { return LEFT_OUT.to_owned() };
         match self.control.line(line) {
             None => return LEFT_OUT.to_owned(),
@@ -418,6 +422,8 @@ fn map_pages() -> io::Result<(OwnedFd, Vec<u64>)> {
     for ((area, protection), (_, offset)) in odd.into_iter().zip(pages.iter().rev()) {
         sys::map(area.base(), one, protection, Backing::Shared(fd, *offset))?;
     }
+    // Where there is no free page of 1 GiB, nothing is there.
+    let _ = sys::map(Area::Gigantic.base(), 1 << 30, protection, Backing::PrivateGigantic);
     for area in [Area::Small, Area::Transparent] {
         sys::map(area.base(), SMALL_BYTES, protection, Backing::Anonymous)?;
         if area == Area::Transparent {
@@ -479,7 +485,7 @@ fn plain(result: Result<i64, i64>) -> String {
 }
 
 /// An errno by name.
-fn code(errno: i64) -> String {
+pub(crate) fn code(errno: i64) -> String {
     let known = i32::try_from(errno).ok().and_then(Code::new).map(Code::name).filter(|name| *name != "unknown");
     known.map_or_else(|| format!("errno {errno}"), str::to_owned)
 }

@@ -69,7 +69,7 @@ impl Core {
             next += (stretch + 1) * GRANULE;
         }
         gpas.truncate(usize::try_from(PAGES).unwrap_or(usize::MAX));
-        let memory = Memory { gpas, private: Vec::new(), mapped: 0, pinned_private: Vec::new(), next_private: 1 << 40 };
+        let memory = Memory { gpas, private: Vec::new(), mapped: 0, pinned_private: Vec::new(), next_private: 1 << 40, gigantic: false };
         let machine = Shared::new(cpus, threads.max(1));
         let mut core = Self {
             machine,
@@ -92,7 +92,18 @@ impl Core {
         let siblings = transcript.head_value("cpu 0 with").unwrap_or("0-1");
         let threads = siblings.rsplit(['-', ',']).next().and_then(|last| last.parse::<u32>().ok()).map_or(1, |last| last + 1);
         let layout: Vec<u64> = transcript.head_value("layout").unwrap_or("104").split(' ').filter_map(|word| word.parse().ok()).collect();
-        Self::new(cpus, threads, &layout, transcript.head_value("pool").unwrap_or("2-5"))
+        let pool = transcript.head_value("pool").unwrap_or("2-5");
+        let core = Self::new(cpus, threads, &layout, "");
+        // Not what a driver can see, but what the test has made: where the nodes other than 0 begin, and a page of 1 GiB.
+        let second = transcript.head_value("second node from").and_then(|cpu| cpu.parse().ok());
+        core.machine.inner.borrow_mut().1.second_node = second;
+        core.memory.borrow_mut().gigantic = transcript.head_value("gigantic").is_some();
+        Self { pool: pool.to_owned(), ..core }.with_pool(pool)
+    }
+
+    fn with_pool(mut self, pool: &str) -> Self {
+        self.perform(&Op::WritePool { text: pool.to_owned(), privileged: true });
+        self
     }
 
     fn client(&self, who: Who, pointer: Pointer, argument: &[u8]) -> Caller {
@@ -378,6 +389,8 @@ struct CpuSet {
     online: Vec<bool>,
     threads: u32,
     claimed: BTreeSet<u32>,
+    /// The first CPU of node 1.
+    second_node: Option<u32>,
 }
 
 impl Cpus for CpuSet {
@@ -391,8 +404,8 @@ impl Cpus for CpuSet {
         let first = cpu.0 - cpu.0 % self.threads;
         (first..first + self.threads).map(CpuId).find(|cpu| self.is_online(*cpu)).unwrap_or(cpu)
     }
-    fn node_of(&self, _cpu: CpuId) -> i32 {
-        0
+    fn node_of(&self, cpu: CpuId) -> i32 {
+        i32::from(self.second_node.is_some_and(|second| cpu.0 >= second))
     }
     fn set_online(&mut self, cpu: CpuId, online: bool) -> Result<(), Code> {
         let place = usize::try_from(cpu.0).ok().and_then(|cpu| self.online.get_mut(cpu)).ok_or(Code::ENOENT)?;
@@ -416,7 +429,7 @@ impl Shared {
     fn new(cpus: u32, threads: u32) -> Self {
         let count = usize::try_from(cpus).unwrap_or(0);
         let pool = Pool::new(vec![CpuEntry::default(); count]);
-        let set = CpuSet { online: vec![true; count], threads, claimed: BTreeSet::new() };
+        let set = CpuSet { online: vec![true; count], threads, claimed: BTreeSet::new(), second_node: None };
         Self { inner: RefCell::new((pool, set)), ledger: RefCell::new(Ledger::new(vec![LedgerEntry::default(); 4096])) }
     }
 }
@@ -446,6 +459,7 @@ struct Memory {
     /// Private pages that enclaves hold.
     pinned_private: Vec<u64>,
     next_private: u64,
+    gigantic: bool,
 }
 
 impl Memory {
@@ -491,6 +505,10 @@ impl Memory {
                 self.next_private = next + 2 * GRANULE;
             }
             return Ok(huge(*place.get_or_insert(next), offset));
+        }
+        const GIGANTIC: u64 = 1 << 30;
+        if let Some(offset) = within(Area::Gigantic, GIGANTIC).filter(|_| self.gigantic) {
+            return Ok(Page { gpa: Gpa(1 << 39), size: GIGANTIC, offset, huge: true, node: 0 });
         }
         // Area::ReadOnly and Area::NoAccess among them: pages are pinned for writing.
         Err(Code::EFAULT)

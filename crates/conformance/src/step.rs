@@ -56,6 +56,8 @@ pub enum Area {
     Unmapped,
     /// Private huge pages, there after [`Op::Map`]; not touched before they are given.
     Private,
+    /// A huge page of 1 GiB, where the machine has one.
+    Gigantic,
     /// Address 0.
     Zero,
     /// The kernel's half.
@@ -80,6 +82,7 @@ impl Area {
             Self::Half => FIRST + 6 * APART,
             Self::Unmapped => FIRST + 7 * APART,
             Self::Private => FIRST + 8 * APART,
+            Self::Gigantic => FIRST + 9 * APART,
         }
     }
 }

@@ -17,6 +17,8 @@ pub(crate) enum Backing {
     Anonymous,
     /// Private huge pages of 2 MiB that children do not get.
     PrivateHuge,
+    /// A private huge page of 1 GiB that children do not get.
+    PrivateGigantic,
 }
 
 /// ioctl: the value, or the errno.
@@ -24,6 +26,35 @@ pub(crate) fn ioctl(fd: RawFd, word: u32, argument: u64) -> Result<i64, i32> {
     // SAFETY: the kernel checks `argument` itself; what the commands write goes to memory that the caller keeps for them (or to none).
     let value = unsafe { libc::syscall(libc::SYS_ioctl, fd, u64::from(word), argument) };
     checked(value)
+}
+
+/// ioctl with an argument of ours.
+pub(crate) fn ioctl_with(fd: RawFd, word: u32, argument: &mut [u8]) -> Result<i64, i32> {
+    // The kernel writes no more than the word's size says, and callers give at least that.
+    debug_assert!(argument.len() >= usize::try_from(word >> 16 & 0x3fff).unwrap_or(0), "the argument is as large as the word says");
+    ioctl(fd, word, argument.as_mut_ptr() as u64)
+}
+
+/// ioctl the way of 32-bit programs, with a null pointer: 0 and up, or a negative errno.
+pub(crate) fn ioctl_as_32_bit(fd: RawFd, word: u32) -> i32 {
+    const IOCTL: i32 = 54;
+    let mut value = IOCTL;
+    // SAFETY: interrupt 0x80 takes its number in eax and its arguments in ebx, ecx and edx; it changes eax, and zeroes r8 to r11. ebx is
+    // given back. The argument is no pointer to anything.
+    unsafe {
+        std::arch::asm!(
+            "xchg rbx, {fd}", "int 0x80", "xchg rbx, {fd}",
+            fd = inout(reg) i64::from(fd) => _, inout("eax") value, in("ecx") word, in("edx") 0,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    value
+}
+
+/// Lets a descriptor stay open through exec.
+pub(crate) fn keep_on_exec(fd: RawFd) {
+    // SAFETY: no pointers.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
 }
 
 fn checked(value: i64) -> Result<i64, i32> {
@@ -36,6 +67,7 @@ pub(crate) fn map(address: u64, bytes: usize, protection: c_int, backing: Backin
         Backing::Shared(fd, offset) => (fd, offset, libc::MAP_SHARED),
         Backing::Anonymous => (-1, 0, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
         Backing::PrivateHuge => (-1, 0, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB),
+        Backing::PrivateGigantic => (-1, 0, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_1GB),
     };
     let address = address as *mut c_void;
     // SAFETY: the fixed addresses are far from what the process uses otherwise, and MAP_FIXED_NOREPLACE replaces nothing.
@@ -43,7 +75,7 @@ pub(crate) fn map(address: u64, bytes: usize, protection: c_int, backing: Backin
     if at != address {
         return Err(io::Error::last_os_error());
     }
-    if matches!(backing, Backing::PrivateHuge) {
+    if matches!(backing, Backing::PrivateHuge | Backing::PrivateGigantic) {
         // SAFETY: the range was just mapped.
         unsafe { libc::madvise(address, bytes, libc::MADV_DONTFORK) };
     }

@@ -4,45 +4,24 @@
 
 #![cfg(feature = "core")]
 
+mod common;
+
 use std::path::Path;
-use std::time::Duration;
 
 use nitroxide_conformance::compare::compare;
+use nitroxide_conformance::coverage::Coverage;
 use nitroxide_conformance::simulated::Core;
 use nitroxide_conformance::transcript::{Transcript, run_all};
 use nitroxide_conformance::{cases, random, record};
-use nitroxide_testkit::guest_program;
-use nitroxide_testkit::parent_vm::{Driver, ParentVm};
+use nitroxide_testkit::parent_vm::Driver;
+
+use common::{machine, run};
 
 const SEQUENCES: u64 = 2000;
-/// It only ends hangs.
-const PATIENCE: Duration = Duration::from_secs(900);
-
-/// The example next to this test's program.
-fn null_device() -> std::path::PathBuf {
-    let deps = std::env::current_exe().expect("a running program has a path");
-    let program = deps.ancestors().nth(2).expect("tests lie in target/debug/deps").join("examples/null_device");
-    assert!(program.exists(), "`cargo build -p nitroxide-conformance --examples` makes {}", program.display());
-    program
-}
-
 #[test]
 fn c_driver_says_what_was_recorded_and_core_says_the_same() {
-    let vm = ParentVm::builder()
-        .memory_mib(1024)
-        .cpus(6)
-        .qemu_arguments(["-smp", "6,sockets=1,cores=3,threads=2"])
-        .hugepages(140)
-        .pool("2-5")
-        .driver(Driver::C)
-        .device_program(null_device())
-        .program(guest_program("nitroxide-conformance"))
-        .boot();
-    let run = |arguments: &str| {
-        let output = vm.try_run(&format!("nitroxide-conformance {arguments} 2>&1"), PATIENCE).unwrap();
-        assert_eq!(output.status, 0, "{}\n{}", output.stdout, vm.console());
-        output.stdout
-    };
+    let vm = machine(Driver::C).boot();
+    let run = |arguments: &str| run(&vm, arguments);
     let directed_text = run("run --control pci");
     let random_text = run(&format!("random --control pci --compact --seed 1 --sequences {SEQUENCES}"));
     if std::env::var_os("NITROXIDE_RECORD").is_some() {
@@ -57,6 +36,9 @@ fn c_driver_says_what_was_recorded_and_core_says_the_same() {
     let good = report.is_good();
 
     let said = record::expand(&random_text, random::DEFAULT_STEPS).unwrap();
+    let coverage = Coverage::of(&said);
+    println!("{coverage}");
+    assert!(coverage.missing().is_empty(), "{coverage}");
     let cases = random::cases(1, SEQUENCES, random::DEFAULT_STEPS);
     let report = compare(&said, &run_all(&mut Core::like(&said), cases));
     println!("random: {report}");

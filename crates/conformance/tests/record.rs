@@ -3,6 +3,7 @@
 #![cfg(feature = "core")]
 
 use nitroxide_conformance::compare::{Report, compare};
+use nitroxide_conformance::coverage::Coverage;
 use nitroxide_conformance::simulated::Core;
 use nitroxide_conformance::transcript::{Transcript, run_all};
 use nitroxide_conformance::{cases, random, record};
@@ -24,6 +25,18 @@ fn core_says_in_random_cases_what_the_c_driver_was_recorded_to_say() {
     let count = recorded.lines.chunk_by(|a, b| a.case == b.case).count();
     let cases = random::cases(1, u64::try_from(count).unwrap(), random::DEFAULT_STEPS);
     good(&compare(&recorded, &run_all(&mut Core::like(&recorded), cases)));
+}
+
+/// At least so many of a thousand random steps have something to act on.
+const MIN_REACHED_PERMILLE: u64 = 970;
+
+#[test]
+fn random_cases_reach_every_code_that_they_can_reach_and_start_many_enclaves() {
+    let coverage = Coverage::of(&record::expand(record::C_DRIVER_RANDOM, random::DEFAULT_STEPS).unwrap());
+    println!("{coverage}");
+    assert!(coverage.missing().is_empty() && coverage.reached_permille() >= MIN_REACHED_PERMILLE, "{coverage}");
+    assert!(coverage.started * 5 >= coverage.made && coverage.ended * 3 >= coverage.started, "{coverage}");
+    assert!(coverage.cases_with_two * 2 >= coverage.cases && coverage.made_again * 10 >= coverage.made, "{coverage}");
 }
 
 #[test]

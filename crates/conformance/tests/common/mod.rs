@@ -1,0 +1,46 @@
+//! Machines with a driver in front of the null device.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nitroxide_testkit::guest_program;
+use nitroxide_testkit::parent_vm::{Builder, Driver, ParentVm};
+
+/// It only ends hangs.
+pub const PATIENCE: Duration = Duration::from_secs(900);
+
+/// The example next to this test's program.
+pub fn null_device() -> PathBuf {
+    let deps = std::env::current_exe().expect("a running program has a path");
+    let program = deps.ancestors().nth(2).expect("tests lie in target/debug/deps").join("examples/null_device");
+    assert!(program.exists(), "`cargo build -p nitroxide-conformance --examples` makes {}", program.display());
+    program
+}
+
+/// Six CPUs in cores of two threads, of which 2-5 are the pool.
+pub fn machine(driver: Driver) -> Builder {
+    shaped(driver, "6,sockets=1,cores=3,threads=2", "2-5")
+}
+
+/// A machine with other CPUs (what QEMU calls `-smp`) and another pool.
+pub fn shaped(driver: Driver, cpus: &str, pool: &str) -> Builder {
+    let count = cpus.split(',').next().and_then(|count| count.parse().ok()).expect("it begins with a number");
+    ParentVm::builder()
+        .memory_mib(1024)
+        .cpus(count)
+        .qemu_arguments(["-smp", cpus])
+        .hugepages(140)
+        .pool(pool)
+        .driver(driver)
+        .device_program(null_device())
+        .program(guest_program("nitroxide-conformance"))
+}
+
+/// Runs our program in the machine and gives what it prints.
+pub fn run(vm: &ParentVm, arguments: &str) -> String {
+    let output = vm
+        .try_run(&format!("nitroxide-conformance {arguments} 2>&1"), PATIENCE)
+        .unwrap_or_else(|error| panic!("{error}\n{}", vm.everything()));
+    assert_eq!(output.status, 0, "{}\n{}", output.stdout, vm.console());
+    output.stdout
+}
