@@ -275,7 +275,7 @@ impl WorkItem for NitroDevice {
         for enclave in enclaves.iter().filter(|enclave| Arc::ptr_eq(enclave.device(), &this)) {
             enclave.note_event();
         }
-        this.home.retry_closed();
+        this.home.retry_closed(None);
     }
 }
 

@@ -206,7 +206,7 @@ impl EnclaveFile {
     pub(crate) fn close(&self) {
         self.closed.store(true, Release);
         self.give_back();
-        self.home.retry_closed();
+        self.home.retry_closed(Some(self));
     }
 
     /// Ends a closed enclave and gives back what it has; it stays in the list if the device does not let it go (W10).

@@ -225,10 +225,11 @@ impl Home {
             .min_by_key(|listed| listed.summary.slot)
     }
 
-    /// Tries again to give back what was closed but not let go by the device (W10).
-    pub(crate) fn retry_closed(&self) {
+    /// Tries again to give back what was closed but not let go by the device (W10); `but` was tried a moment ago.
+    pub(crate) fn retry_closed(&self, but: Option<&EnclaveFile>) {
         let Ok(enclaves) = self.enclaves() else { return };
-        for enclave in enclaves.iter().filter(|enclave| enclave.is_closed()) {
+        let is_other = |enclave: &EnclaveFile| !but.is_some_and(|but| core::ptr::eq(but, enclave));
+        for enclave in enclaves.iter().filter(|enclave| enclave.is_closed() && is_other(enclave)) {
             enclave.give_back();
         }
     }

@@ -6,6 +6,7 @@ mod bench;
 mod context;
 mod demo;
 mod guest;
+mod kmod;
 mod parent_vm;
 mod setup;
 mod soak;
@@ -39,6 +40,8 @@ enum Chore {
     Bench(bench::Options),
     /// A virtual machine with the Nitro Enclaves driver and our device: runs a command in it, or gives a shell
     ParentVm(parent_vm::Options),
+    /// Builds the kernel module target/kmod/nitro_enclaves.ko for the kernel of target/setup (brings a toolchain of 1.5 GiB)
+    Kmod(kmod::Options),
     /// Heavy loops that are too long for every test run: 20 enclaves at once, gigabytes over vsock
     Soak,
 }
@@ -54,6 +57,7 @@ fn main() -> Result<()> {
         Chore::Prepush => test::prepush(&context),
         Chore::Bench(options) => bench::run(&context, &options),
         Chore::ParentVm(options) => parent_vm::run(&context, &options),
+        Chore::Kmod(options) => kmod::run(&context, &options),
         Chore::Soak => soak::run(&context),
     }
 }

@@ -4,7 +4,7 @@
 //! [`tree`] unpacks and checks. Downloads outlive a clone in the user's cache. Done once it costs a file read: the stamp target/setup/complete says what is
 //! there. On systems without Debian packages it says what to install instead. What only tests and parent VMs need is a second stage, [`extras()`].
 
-mod apt;
+pub mod apt;
 mod extras;
 mod tree;
 
@@ -21,7 +21,7 @@ use crate::context::Context;
 const RECIPE: &str = "recipe 1";
 
 /// The keyring that Debian's archives are checked with.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The programs that setup needs, and the Debian package of each.
 const TOOLS: [(&str, &str); 5] = [("apt-get", "apt"), ("apt-cache", "apt"), ("dpkg-deb", "dpkg"), ("tar", "tar"), ("xz", "xz-utils")];
@@ -131,7 +131,7 @@ fn chosen(variable: &str) -> Result<Option<PathBuf>> {
 }
 
 /// Whether this is a system whose apt can bring the packages.
-fn check_system() -> Result<()> {
+pub fn check_system() -> Result<()> {
     if std::env::consts::ARCH != "x86_64" {
         bail!("setup brings programs for x86-64 only, and this machine is {}. {ADVICE}", std::env::consts::ARCH);
     }
@@ -157,7 +157,7 @@ fn find_program(name: &str) -> Option<PathBuf> {
 }
 
 /// Makes the cache and waits until no other setup uses it.
-fn lock_cache(context: &Context) -> Result<File> {
+pub fn lock_cache(context: &Context) -> Result<File> {
     fs::create_dir_all(&context.cache)
         .into_diagnostic()
         .wrap_err_with(|| format!("Making the folder {}: set XDG_CACHE_HOME to a place you can write to", context.cache.display()))?;
@@ -165,7 +165,7 @@ fn lock_cache(context: &Context) -> Result<File> {
 }
 
 /// Waits until no other setup works here; released when the file is closed.
-fn lock(path: &Path) -> Result<File> {
+pub fn lock(path: &Path) -> Result<File> {
     let file = File::create(path).into_diagnostic().wrap_err_with(|| format!("Opening {}", path.display()))?;
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         eprintln!("setup: waiting for another setup ({})", path.display());

@@ -80,6 +80,25 @@ impl Apt {
         )
     }
 
+    /// The same client, which takes what is not asked for by version from the release instead of the newer suite.
+    pub fn of_release(&self) -> Result<Self> {
+        let settings = fs::read_to_string(&self.configuration).into_diagnostic()?;
+        let configuration = self.folder.join("apt-release.conf");
+        fs::write(&configuration, settings + &format!("APT::Default-Release \"{RELEASE}\";\n")).into_diagnostic()?;
+        Ok(Self { folder: self.folder.clone(), configuration })
+    }
+
+    /// These packages and everything that they depend on: what an empty system would have to install.
+    pub fn installation(&self, names: &[&str]) -> Result<Vec<Package>> {
+        let mut command = self.command("apt-get", &["--quiet=2", "--yes", "--no-install-recommends", "--print-uris"]);
+        let list = output(command.args(["-o", "Acquire::ForceHash=SHA256", "install"]).args(names))?;
+        let packages: Vec<Package> = list.lines().filter_map(package_of_line).collect();
+        if packages.len() < names.len() {
+            bail!("The mirror's index names {} of at least {} packages with a SHA-256 hash:\n{list}", packages.len(), names.len());
+        }
+        Ok(packages)
+    }
+
     /// Ends its use: removes the parsed index (80 MiB), which the next use makes anew.
     pub fn close(self) {
         let _ = fs::remove_file(self.folder.join("cache/pkgcache.bin"));

@@ -1,0 +1,81 @@
+//! `cargo xtask kmod`: builds our Linux module for the kernel of target/setup, at target/kmod/nitro_enclaves.ko.
+//!
+//! A module fits a stock kernel only if it was made by the very compiler and configuration that the kernel was made by: [`toolchain`] brings Debian's,
+//! [`tree`] prepares the kernel's tree and proves that both are the same, [`conformance`] compares the module with what the C driver was recorded to do.
+//! No root is needed where the system allows user namespaces ([`root`]). docs/kernel.md.
+
+mod conformance;
+mod root;
+mod toolchain;
+mod tree;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use miette::{IntoDiagnostic, Result, WrapErr, bail, miette};
+
+use self::root::Root;
+use crate::context::Context;
+use crate::setup;
+
+/// Changes whenever the same packages give another toolchain or tree.
+const RECIPE: &str = "recipe 1";
+
+/// What to do beside building.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Boots it in a parent VM and compares its answers with the C driver's record: directed cases and 2,000 random sequences
+    #[arg(long)]
+    conformance: bool,
+}
+
+/// Runs the chore.
+pub fn run(context: &Context, options: &Options) -> Result<()> {
+    let module = build(context)?;
+    if options.conformance { conformance::run(context, &module) } else { Ok(()) }
+}
+
+/// Builds what is not built yet; returns the module's path.
+pub fn build(context: &Context) -> Result<PathBuf> {
+    let started = Instant::now();
+    setup::run(context)?;
+    let place = context.in_target("kmod");
+    fs::create_dir_all(&place).into_diagnostic().wrap_err_with(|| format!("Making the folder {}", place.display()))?;
+    let _alone = setup::lock(&place.join("lock"))?;
+    let kernel = kernel_of_setup(context)?;
+    let root = Root::new(place.join("root"));
+    let stamp = format!("{RECIPE}\n{kernel}\n");
+    if fs::read_to_string(place.join("complete")).ok().as_deref() != Some(&*stamp) {
+        setup::check_system()?;
+        root.check()?;
+        let archives = toolchain::bring(context, &root, &kernel)?;
+        eprintln!("kmod: toolchain after {:.0} s", started.elapsed().as_secs_f64());
+        tree::prepare(&root, &kernel, &archives)?;
+        eprintln!("kmod: kernel tree after {:.0} s", started.elapsed().as_secs_f64());
+        fs::write(place.join("complete"), stamp).into_diagnostic().wrap_err("Writing the stamp of kmod")?;
+    }
+    let module = place.join("nitro_enclaves.ko");
+    tree::build_module(context, &root, &module)?;
+    let size = fs::metadata(&module).into_diagnostic()?.len() >> 10;
+    eprintln!("kmod: {} for Linux {kernel}: {size} KiB, after {:.1} s", module.display(), started.elapsed().as_secs_f64());
+    Ok(module)
+}
+
+/// The version of the kernel that setup has brought, e.g. `7.3.4+deb13-cloud-amd64`.
+fn kernel_of_setup(context: &Context) -> Result<String> {
+    let modules = context.in_target("setup/root/usr/lib/modules");
+    if !modules.is_dir() {
+        bail!(
+            "A module is built for the kernel that `cargo xtask setup` brings, and with NITROXIDE_QEMU and NITROXIDE_KERNEL set it brings none: unset them"
+        );
+    }
+    let mut names = names_in(&modules);
+    names.sort();
+    names.pop().ok_or_else(|| miette!("{} holds no kernel: remove target/setup, then run `cargo xtask setup`", modules.display()))
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
