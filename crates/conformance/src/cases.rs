@@ -15,7 +15,7 @@ pub const POOL: &str = "2-5";
 /// The cases that leave the machine as it was.
 #[must_use]
 pub fn directed() -> Vec<Case> {
-    let list: [(&str, Vec<Op>); 26] = [
+    let list: [(&str, Vec<Op>); 27] = [
         ("pool-none", pool_none()),
         ("pool-grammar", pool_grammar()),
         ("pool-refused", pool_refused()),
@@ -42,6 +42,7 @@ pub fn directed() -> Vec<Case> {
         ("events", events()),
         ("holders", holders()),
         ("slot-info-fails", slot_info_fails()),
+        ("commands", commands()),
     ];
     list.into_iter().map(|(name, ops)| Case { name: name.to_owned(), ops }).collect()
 }
@@ -53,7 +54,7 @@ pub fn dangerous() -> Vec<Case> {
     let list: [(&str, Vec<Op>); 4] = [
         ("w8-900-gib", [vec![create(0)], vec![set(0, Place::page(Area::Unmapped, 0), 900 * GIB)]].concat()),
         ("w3-lost-replies", [ready(0, 0), vec![faults("start@1=lost,add-vcpu@1=lost"), vcpu(0, 0), start(0, 0), start(0, 0)]].concat()),
-        ("w10-free-fails", [ready(0, 0), vec![start(0, 0), faults("free=-EIO"), close(0), faults(""), pool("2-3")]].concat()),
+        ("w10-free-fails", [ready(0, 0), vec![start(0, 0), faults("free=-EIO"), close(0), faults(""), pool("2-3"), create(1)]].concat()),
         (
             "w10-stop-fails",
             [ready(0, 0), vec![start(0, 0), faults("stop=-EIO"), close(0), Op::Usage, faults(""), pool("2-3"), create(1)]].concat(),
@@ -475,6 +476,19 @@ fn memory_runs() -> Vec<Op> {
         create(2),
         pages(2, 40, 1),
         start(2, 0),
+        // The driver's own limit, where the device would take more; and the device's, where the driver would ask for more.
+        close(0),
+        Op::MaxRegions(2),
+        create(0),
+        Op::MaxRegions(9),
+        pages(0, 50, 1),
+        pages(0, 52, 1),
+        pages(0, 54, 1),
+        close(1),
+        create(1),
+        Op::MaxRegions(1),
+        pages(1, 60, 1),
+        pages(1, 62, 1),
     ]
 }
 
@@ -542,6 +556,19 @@ fn memory_given_back() -> Vec<Op> {
         Op::Unmap,
         Op::HugeFree,
         close(1),
+        Op::HugeFree,
+        // Overlaps are by address, also where other pages are there by now.
+        Op::Map(6),
+        create(0),
+        set(0, private(2), 4 * MIB),
+        Op::Unmap,
+        Op::Map(6),
+        set(0, private(1), 4 * MIB),
+        set(0, private(3), 4 * MIB),
+        set(0, private(0), 12 * MIB),
+        set(0, private(0), 4 * MIB),
+        Op::Unmap,
+        close(0),
         Op::HugeFree,
     ]
 }
@@ -654,6 +681,30 @@ fn holders() -> Vec<Op> {
     ops.extend(ready(1, 0));
     ops.extend([Op::Keep(1), Op::Unkeep(1), start_with(1, 0, 1, Who::Child), close(1), Op::Usage, create(1), vcpu(1, 0)]);
     ops
+}
+
+/// What the device is asked: once for each thing, never for what is refused before, and STOP before SLOT_FREE only where the enclave runs.
+fn commands() -> Vec<Op> {
+    let counted = |ops: Vec<Op>| [vec![Op::CountCommands], ops, vec![Op::Commands]].concat();
+    let refused = vec![load_info(0, 1, Who::Owner), vcpu(0, 1), set(0, Place::page(Area::Small, 0), 2 * MIB), start(0, 0), poll(0)];
+    let list = [
+        vec![create(0)],
+        refused,
+        vec![pages(0, 0, 32)],
+        vec![vcpu(0, 0)],
+        vec![vcpu(0, 0)],
+        vec![Op::Event],
+        vec![start(0, 0)],
+        vec![start(0, 0), pages(0, 40, 1)],
+        vec![Op::Event],
+        vec![close(0)],
+        vec![create(0), close(0)],
+        ready(0, 0),
+        vec![start(0, 0), Op::End(0), Op::Event],
+        vec![close(0)],
+        vec![Op::Create { enclave: 0, pointer: Pointer::Null }],
+    ];
+    list.into_iter().flat_map(counted).collect()
 }
 
 fn slot_info_fails() -> Vec<Op> {

@@ -292,14 +292,49 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(mismatch) = &self.mismatch {
-            writeln!(f, "NOT THE SAME STEPS: {mismatch}")?;
+impl Report {
+    /// Why it is not good, or that it is; one line.
+    fn verdict(&self) -> String {
+        match (&self.mismatch, self.differences.len()) {
+            (Some(mismatch), _) => format!("NOT THE SAME STEPS: {mismatch}"),
+            (None, 0) if self.is_good() => "GOOD: every difference has its reason".to_owned(),
+            (None, 0) if self.steps == 0 => "NOT GOOD: nothing to compare".to_owned(),
+            (None, 0) => format!("NOT GOOD: less than {MIN_COMPARED_PERCENT} % of the steps could be compared"),
+            (None, 1) => "NOT GOOD: one difference without a reason".to_owned(),
+            (None, count) => format!("NOT GOOD: {count} differences without a reason"),
         }
-        for difference in self.differences.iter().take(20) {
+    }
+}
+
+impl fmt::Display for Report {
+    /// The verdict, the counts, the reasons, and then the differences without one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 20;
+        let permille = self.compared.saturating_mul(1000) / self.steps.max(1);
+        writeln!(f, "{}", self.verdict())?;
+        writeln!(
+            f,
+            "{} cases, {} steps: {} compared ({}.{} %), {} behind a known difference, {} left out",
+            self.cases,
+            self.steps,
+            self.compared,
+            permille / 10,
+            permille % 10,
+            self.behind,
+            self.left_out,
+        )?;
+        for rule in RULES {
+            if let Some(count) = self.used.get(rule.id) {
+                writeln!(f, "  {} x{count}: {}", rule.id, rule.reason)?;
+            }
+        }
+        let unused: Vec<&str> = RULES.iter().map(|rule| rule.id).filter(|id| !self.used.contains_key(id)).collect();
+        if !unused.is_empty() {
+            writeln!(f, "  not needed: {}", unused.join(", "))?;
+        }
+        for difference in self.differences.iter().take(SHOWN) {
             let Line { case, step, call, .. } = &difference.left;
-            writeln!(f, "DIFFERENCE {case}/{step}: {call}\n  left:  {}\n  right: {}", difference.left.answer, difference.right.answer)?;
+            writeln!(f, "\nDIFFERENCE {case}/{step}: {call}\n  left:  {}\n  right: {}", difference.left.answer, difference.right.answer)?;
             for line in &difference.story {
                 writeln!(f, "    {line}")?;
             }
@@ -308,26 +343,10 @@ impl fmt::Display for Report {
                 None => writeln!(f, "  again: nitroxide-conformance run --filter {case}")?,
             }
         }
-        let permille = self.compared.saturating_mul(1000) / self.steps.max(1);
-        writeln!(
-            f,
-            "{} cases, {} steps: {} compared ({}.{} %), {} behind a known difference, {} left out, {} unknown differences",
-            self.cases,
-            self.steps,
-            self.compared,
-            permille / 10,
-            permille % 10,
-            self.behind,
-            self.left_out,
-            self.differences.len()
-        )?;
-        for rule in RULES {
-            match self.used.get(rule.id) {
-                Some(count) => writeln!(f, "  {} x{count}: {}", rule.id, rule.reason)?,
-                None => writeln!(f, "  {} never used", rule.id)?,
-            }
+        match self.differences.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => writeln!(f, "\n... and {more} more"),
         }
-        Ok(())
     }
 }
 
@@ -493,6 +512,67 @@ mod tests {
         let report = compare(&steps("0x10", "0x10"), &steps("0x0", "0x0"));
         assert_eq!((report.used.get("W2"), report.compared, report.behind), (Some(&1), 6, 1));
         assert!(report.differences.is_empty());
+    }
+
+    /// What a rule says of these last answers after that story.
+    fn last(story: &[(&str, &str)], call: &str, left: &str, right: &str) -> Option<&'static str> {
+        let mut lines: Vec<_> = story.iter().map(|(call, answer)| ("a", *call, *answer)).collect();
+        lines.push(("a", call, left));
+        let left = transcript(&lines);
+        let mut other = left.clone();
+        other.lines.last_mut().unwrap().answer = right.to_owned();
+        compare(&left, &other).used.into_keys().next()
+    }
+
+    const STARTED: [(&str, &str); 4] =
+        [("e0 CREATE_VM", "0"), ("e0 START cid 0 flags 0", "0 cid 16"), ("faults \"info=-EIO\"", "0"), ("event", "0")];
+
+    #[test]
+    fn w2_wants_a_refused_look_at_an_enclave_that_runs_and_the_answers_of_both_sides() {
+        assert_eq!(last(&STARTED, "e0 poll", "0x10", "0x0"), Some("W2"));
+        assert_eq!(last(&STARTED, "e0 ADD_VCPU 0", "0 cpu 2", NOT_INIT), Some("W2"));
+        // The other way round, another answer, and each cause missing.
+        assert_eq!(last(&STARTED, "e0 poll", "0x0", "0x10"), None);
+        assert_eq!(last(&STARTED, "e0 ADD_VCPU 0", NOT_INIT, "0 cpu 2"), None);
+        assert_eq!(last(&STARTED, "e0 ADD_VCPU 0", "0 cpu 2", "EFAULT"), None);
+        assert_eq!(last(&STARTED, "memory of slots", "0M", "64M"), None);
+        for (missing, line) in STARTED.iter().enumerate().skip(1) {
+            let story: Vec<_> = STARTED.iter().enumerate().filter(|(place, _)| *place != missing).map(|(_, line)| *line).collect();
+            assert_eq!(last(&story, "e0 poll", "0x10", "0x0"), None, "without {line:?}");
+        }
+    }
+
+    #[test]
+    fn w11_wants_a_refused_vcpu_of_an_enclave_that_is_there_and_the_answers_of_both_sides() {
+        const NONE: &str = "NE_ERR_NO_CPUS_AVAIL_IN_POOL";
+        let story = [("e0 CREATE_VM", "0"), ("e0 ADD_VCPU 2 by other", "EIO")];
+        assert_eq!(last(&story, "e0 ADD_VCPU 0", "0 cpu 3", "0 cpu 2"), Some("W11"));
+        assert_eq!(last(&story, "e1 CREATE_VM", NONE, "0"), Some("W11"));
+        assert_eq!(last(&story, "e0 START cid 0 flags 0", "NE_ERR_FULL_CORES_NOT_USED", "0 cid 16"), Some("W11"));
+        assert_eq!(last(&story, "e1 CREATE_VM", "0", NONE), None);
+        assert_eq!(last(&story, "e0 START cid 0 flags 0", "0 cid 16", "NE_ERR_FULL_CORES_NOT_USED"), None);
+        assert_eq!(last(&story, "e0 ADD_VCPU 9", "NE_ERR_INVALID_VCPU", "0 cpu 3"), None);
+        assert_eq!(last(&story[..1], "e1 CREATE_VM", NONE, "0"), None);
+        let closed = [story[0], story[1], ("e0 close", "0")];
+        assert_eq!(last(&closed, "e1 CREATE_VM", NONE, "0"), None);
+    }
+
+    #[test]
+    fn w12_wants_memory_that_the_device_refused_and_that_this_call_touches() {
+        let story = [("e0 CREATE_VM", "0"), ("e0 SET_MEMORY Pages+8M size 4M flags 0", "EIO")];
+        assert_eq!(last(&story, "e0 SET_MEMORY Pages+10M size 2M flags 0", ALREADY_USED, "0"), Some("W12"));
+        assert_eq!(last(&story, "e0 SET_MEMORY Pages+12M size 2M flags 0", ALREADY_USED, "0"), None);
+        assert_eq!(last(&story, "e0 SET_MEMORY Alias+8M size 2M flags 0", ALREADY_USED, "0"), None);
+        assert_eq!(last(&story, "e1 SET_MEMORY Pages+8M size 2M flags 0", ALREADY_USED, "0"), None);
+        assert_eq!(last(&story, "e0 SET_MEMORY Pages+8M size 2M flags 0", "0", ALREADY_USED), None);
+    }
+
+    #[test]
+    fn first_line_is_the_verdict() {
+        let one = transcript(&[("a", "e0 CREATE_VM", "0")]);
+        assert!(compare(&one, &one).to_string().starts_with("GOOD"));
+        assert!(compare(&one, &transcript(&[("a", "e0 CREATE_VM", "EIO")])).to_string().starts_with("NOT GOOD: one difference"));
+        assert!(compare(&one, &transcript(&[("b", "e0 CREATE_VM", "0")])).to_string().starts_with("NOT THE SAME STEPS"));
     }
 
     #[test]

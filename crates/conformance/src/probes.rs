@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
 
 use nitroxide_abi::ioctl;
 
@@ -22,7 +23,8 @@ const BASE: u64 = 0x2000_0000_0000;
 const HUGE: usize = 2 << 20;
 
 /// The probes.
-pub const NAMES: [&str; 8] = ["mm-identity", "unbind", "uid-zero", "refused-pages", "exec", "after-exec", "threads", "compat"];
+pub const NAMES: [&str; 9] =
+    ["mm-identity", "late-reply", "unbind", "uid-zero", "refused-pages", "exec", "after-exec", "threads", "compat"];
 
 /// Runs one. `argument` is only for `after-exec`.
 ///
@@ -32,6 +34,7 @@ pub const NAMES: [&str; 8] = ["mm-identity", "unbind", "uid-zero", "refused-page
 pub fn run(name: &str, argument: Option<&str>) -> io::Result<()> {
     match name {
         "mm-identity" => mm_identity(),
+        "late-reply" => late_reply(),
         "unbind" => unbind(),
         "uid-zero" => uid_zero(),
         "refused-pages" => refused_pages(),
@@ -96,10 +99,24 @@ fn mm_identity() -> io::Result<()> {
     let mut passed = 0;
     for _ in 0..CHILDREN {
         let fd = enclave.as_raw_fd();
-        // CPU 1 is not the pool's: the answer is 257 before the owner is looked at, so the whole pool is tried; 0 is the next.
         passed += usize::from(sys::in_child(|| i64::from(add_vcpu(fd, 0).is_ok()))? == 1);
     }
     tell("some of 400 strangers are taken for the maker", passed > 0);
+    Ok(())
+}
+
+/// W3: a reply that comes after the caller was told that none came.
+fn late_reply() -> io::Result<()> {
+    /// The driver waits for 120 s.
+    const OWN_DELAY: Duration = Duration::from_secs(60);
+    let mut control = Pci::find().ok_or_else(|| io::Error::other("The device has no test control."))?;
+    let device = File::open(DEVICE)?;
+    let enclave = made(&device)?;
+    control.line("faults add-vcpu@1=delay:130s,add-vcpu@2=delay:60s");
+    tell("ADD_VCPU whose reply comes after 130 s", said(add_vcpu(enclave.as_raw_fd(), 0)));
+    let started = Instant::now();
+    tell("the next one", said(add_vcpu(enclave.as_raw_fd(), 0)));
+    tell("the next one returns before its own reply", started.elapsed() < OWN_DELAY / 2);
     Ok(())
 }
 
@@ -142,6 +159,7 @@ fn uid_zero() -> io::Result<()> {
 /// W1: pages that were refused.
 fn refused_pages() -> io::Result<()> {
     const TIMES: usize = 8000;
+    const PAGE: usize = 4096;
     let device = File::open(DEVICE)?;
     let enclave = made(&device)?;
     let free = || {
@@ -152,9 +170,11 @@ fn refused_pages() -> io::Result<()> {
     let before = free();
     let mut refused = 0;
     for _ in 0..TIMES {
-        sys::map(BASE, HUGE, libc::PROT_READ | libc::PROT_WRITE, Backing::Anonymous)?;
+        // One page only, and written to: neither a transparent huge page nor the page of zeros.
+        sys::map(BASE, PAGE, libc::PROT_READ | libc::PROT_WRITE, Backing::Anonymous)?;
+        sys::poke(BASE, &[1]);
         refused += usize::from(set_memory(enclave.as_raw_fd(), BASE, HUGE).is_err());
-        sys::unmap(BASE, HUGE);
+        sys::unmap(BASE, PAGE);
     }
     tell("refused", refused);
     // 8000 pages of 4 KiB are 32 MB; what the machine itself takes is far less.

@@ -24,8 +24,8 @@ use crate::{LEFT_OUT, NO_ENCLAVE, Target};
 
 /// The end of user space on x86-64.
 const USER_END: u64 = 0x7fff_ffff_f000;
-/// The largest bookkeeping that the kernel hands out: 4 MiB of pointers of 8 bytes, one per 2 MiB.
-const LARGEST_REGION: u64 = (4 << 20) / 8 * GRANULE;
+/// The largest bookkeeping that the kernel hands out: 4 MiB of ranges of 16 bytes, one per 2 MiB.
+const LARGEST_REGION: u64 = (4 << 20) / 16 * GRANULE;
 const SMALL_BYTES: u64 = 4 << 20;
 const MAX_STORAGE: u64 = 4096;
 
@@ -332,6 +332,11 @@ impl Target for Core {
                 self.device.model.set_max_regions(*count);
                 "0".to_owned()
             }
+            Op::CountCommands => {
+                self.device.commands = 0;
+                "0".to_owned()
+            }
+            Op::Commands => self.device.commands.to_string(),
             Op::Usage => format!("{}M", self.device.model.usage().memory_bytes >> 20),
         };
         self.work();
@@ -358,6 +363,7 @@ fn list(online: &[bool]) -> String {
 struct Modelled {
     model: nitroxide_device::Device,
     events: Arc<AtomicU64>,
+    commands: u64,
 }
 
 impl Modelled {
@@ -368,12 +374,13 @@ impl Modelled {
         model.on_event(move || {
             counter.fetch_add(1, Ordering::SeqCst);
         });
-        Self { model, events }
+        Self { model, events, commands: 0 }
     }
 }
 
 impl Device for Modelled {
     fn send(&mut self, command: Command, request: &[u8]) -> Result<Reply, SendError> {
+        self.commands += 1;
         self.model.command(command.number(), request).ok_or(SendError::NoReply)
     }
     fn events_seen(&mut self) -> u64 {

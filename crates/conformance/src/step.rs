@@ -257,6 +257,10 @@ pub enum Op {
     MaxRegions(u32),
     /// How much memory do slots have?
     Usage,
+    /// From now on, count what the device is asked.
+    CountCommands,
+    /// How many commands has the device answered since?
+    Commands,
 }
 
 impl Op {
@@ -362,6 +366,8 @@ impl fmt::Display for Op {
             Self::End(enclave) => write!(f, "e{enclave} ends"),
             Self::MaxRegions(count) => write!(f, "max regions {count}"),
             Self::Usage => f.write_str("memory of slots"),
+            Self::CountCommands => f.write_str("count commands"),
+            Self::Commands => f.write_str("commands to the device"),
         }
     }
 }

@@ -7,6 +7,7 @@
 mod common;
 
 use std::path::Path;
+use std::time::Instant;
 
 use nitroxide_conformance::compare::compare;
 use nitroxide_conformance::coverage::Coverage;
@@ -23,7 +24,9 @@ fn c_driver_says_what_was_recorded_and_core_says_the_same() {
     let vm = machine(Driver::C).boot();
     let run = |arguments: &str| run(&vm, arguments);
     let directed_text = run("run --control pci");
+    let started = Instant::now();
     let random_text = run(&format!("random --control pci --compact --seed 1 --sequences {SEQUENCES}"));
+    println!("{SEQUENCES} random sequences in {:.0} s", started.elapsed().as_secs_f64());
     if std::env::var_os("NITROXIDE_RECORD").is_some() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("record");
         std::fs::write(folder.join("c-driver-directed.txt"), &directed_text).unwrap();
