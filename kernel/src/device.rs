@@ -120,6 +120,21 @@ pub(crate) struct RegisterPort {
     /// The reply counter when it was first read, and whether it ever moved.
     first: Option<u16>,
     counts: bool,
+    /// The command that was submitted last.
+    command: Option<Command>,
+}
+
+/// Where in the reply the words lie that the core looks at after this command; a read of a register is a way to the device and back, and the C driver makes 18 of
+/// them each time. What is not read stays 0.
+fn words_of_interest(command: Option<Command>) -> &'static [usize] {
+    // rc; slot_uid at 8; enclave_cid at 16; mem_regions at 32; state at 64.
+    match command {
+        Some(Command::SlotAlloc) => &[0, 8, 12, 32, 36],
+        Some(Command::SlotFree) => &[0, 8, 12],
+        Some(Command::EnclaveStart) => &[0, 16, 20],
+        Some(Command::SlotInfo) => &[0, 64],
+        _ => &[0],
+    }
 }
 
 impl Port for RegisterPort {
@@ -128,6 +143,7 @@ impl Port for RegisterPort {
             return Err(PortGone);
         }
         self.registers.reply.forget();
+        self.command = Some(command);
         let written = self.registers.bar.try_access_with(|bar| {
             let words = request.chunks_exact(4);
             let tail = words.remainder();
@@ -181,9 +197,11 @@ impl Port for RegisterPort {
     fn reply(&mut self) -> Reply {
         let mut bytes = [0; Reply::SIZE];
         let read = self.registers.bar.try_access_with(|bar| {
-            for (index, word) in bytes.chunks_exact_mut(4).enumerate() {
-                let at = REPLY.saturating_add(index.saturating_mul(4));
-                word.copy_from_slice(&bar.try_read32(at).unwrap_or(u32::MAX).to_le_bytes());
+            for at in words_of_interest(self.command) {
+                let value = bar.try_read32(REPLY.saturating_add(*at)).unwrap_or(u32::MAX);
+                if let Some(word) = bytes.get_mut(*at..at.saturating_add(4)) {
+                    word.copy_from_slice(&value.to_le_bytes());
+                }
             }
         });
         if read.is_none() || self.registers.is_gone() {
@@ -229,7 +247,7 @@ impl NitroDevice {
     ///
     /// ENOMEM.
     pub(crate) fn new(registers: Arc<Registers>, home: Arc<Home>) -> Result<Arc<Self>> {
-        let port = RegisterPort { registers: registers.clone(), killable: false, first: None, counts: false };
+        let port = RegisterPort { registers: registers.clone(), killable: false, first: None, counts: false, command: None };
         Arc::pin_init(
             pin_init!(Self {
                 registers,
@@ -239,6 +257,11 @@ impl NitroDevice {
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// Was it switched off or pulled out?
+    pub(crate) fn is_gone(&self) -> bool {
+        self.registers.is_gone()
     }
 
     /// The way to the device for one call. `killable`: may a kill of the process end it?

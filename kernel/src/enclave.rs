@@ -178,7 +178,13 @@ impl EnclaveFile {
             if !self.event.xchg(false, Full) {
                 continue;
             }
-            let outcome = enclave.device_event(&mut self.device.link(false));
+            let mut link = self.device.link(false);
+            let outcome = if self.device.is_gone() {
+                enclave.device_gone(&mut link);
+                EventOutcome::Ended
+            } else {
+                enclave.device_event(&mut link)
+            };
             self.show(&enclave);
             drop(enclave);
             if outcome == EventOutcome::Unknown {
@@ -191,12 +197,10 @@ impl EnclaveFile {
     }
 
     /// The device went away and took the slot with it; what was closed before comes back now.
+    ///
+    /// Waits for no call: one that waits for its caller's memory may take as long as the caller likes, and tells the enclave when it ends.
     pub(crate) fn device_gone(&self) {
-        {
-            let mut enclave = self.enclave.lock();
-            enclave.device_gone(&mut self.device.link(false));
-            self.show(&enclave);
-        }
+        self.note_event();
         if self.is_closed() {
             self.give_back();
         }

@@ -30,6 +30,11 @@ module! {
     license: "GPL",
 }
 
+/// What `modinfo` and `/sys/module/nitro_enclaves/version` show: this is not mainline's driver.
+#[link_section = ".modinfo"]
+#[used(compiler)]
+static VERSION: [u8; 24] = *b"version=nitroxide-0.1.0\0";
+
 /// What the module has while it is loaded.
 struct Loaded {
     home: Arc<Home>,
