@@ -1,4 +1,4 @@
-//! The module's answers beside the C driver's: one boot with each driver, the same cases and random sequences, and the comparison.
+//! The module's answers beside the C driver's: one boot, one driver after the other, the same cases and random sequences, and the comparison.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,24 +16,32 @@ const RUNS: [(&str, &str); 2] = [("directed", "run --control pci"), ("random", "
 /// It only ends hangs.
 const PATIENCE: Duration = Duration::from_secs(900);
 
-/// Boots both, keeps the transcripts in target/kmod, and compares.
+/// Boots, asks both, keeps the transcripts in target/kmod, and compares.
 pub fn run(context: &Context, module: &Path) -> Result<()> {
     setup::extras(context, setup::Extras::ParentVm)?;
     guest::run(context)?;
-    context::run(&mut context.cargo(["build", "--quiet", "--package", "nitroxide-conformance", "--examples", "--bins"]))?;
+    context::run(&mut context.cargo(["build", "--quiet", "--package", "nitroxide-conformance", "--examples"]))?;
     let folder = context.in_target("kmod");
-    for (driver, name) in [(Driver::C, "c"), (Driver::Rust(module.to_owned()), "rust")] {
+    // One program for both drivers and the comparison, whatever is built meanwhile.
+    let program = folder.join("nitroxide-conformance");
+    std::fs::copy(guest_program("nitroxide-conformance"), &program).into_diagnostic().wrap_err("Copying the conformance program")?;
+    // One boot for both: answers depend on which huge pages are neighbours in physical memory, and that is another at every boot.
+    let vm = ParentVm::builder()
+        .memory_mib(1024)
+        .cpus(6)
+        .qemu_arguments(["-smp", "6,sockets=1,cores=3,threads=2"])
+        .hugepages(140)
+        .pool("2-5")
+        .driver(Driver::C)
+        .device_program(context.in_target("debug/examples/null_device"))
+        .program(&program)
+        .file(module, "modules/nitroxide.ko")
+        .boot();
+    for name in ["c", "rust"] {
         let started = Instant::now();
-        let vm = ParentVm::builder()
-            .memory_mib(1024)
-            .cpus(6)
-            .qemu_arguments(["-smp", "6,sockets=1,cores=3,threads=2"])
-            .hugepages(140)
-            .pool("2-5")
-            .driver(driver)
-            .device_program(context.in_target("debug/examples/null_device"))
-            .program(guest_program("nitroxide-conformance"))
-            .boot();
+        if name == "rust" {
+            vm.check("rmmod nitro_enclaves && insmod /modules/nitroxide.ko ne_cpus=2-5");
+        }
         for (kind, arguments) in RUNS {
             let asked = vm.try_run(&format!("nitroxide-conformance {arguments} 2>&1"), PATIENCE);
             let output = asked.map_err(|error| miette!("{kind} on the driver `{name}`: {error}\n{}", vm.everything()))?;
@@ -43,13 +51,14 @@ pub fn run(context: &Context, module: &Path) -> Result<()> {
                 bail!("{kind} on the driver `{name}` failed; its transcript is {}\n{}", place.display(), vm.everything());
             }
         }
-        std::fs::write(folder.join(format!("{name}-console.txt")), vm.console()).into_diagnostic()?;
         eprintln!("kmod: conformance on the driver `{name}`: {:.0} s", started.elapsed().as_secs_f64());
     }
+    std::fs::write(folder.join("console.txt"), vm.console()).into_diagnostic()?;
+    drop(vm);
     let mut good = true;
     for (kind, _) in RUNS {
         let [c, rust] = ["c", "rust"].map(|name| folder.join(format!("{name}-{kind}.txt")));
-        let mut compare = std::process::Command::new(context.in_target("debug/nitroxide-conformance"));
+        let mut compare = std::process::Command::new(&program);
         compare.arg("compare").args([&c, &rust]);
         eprintln!("kmod: {kind}: the C driver and the module");
         good &= context::run(&mut compare).is_ok();
