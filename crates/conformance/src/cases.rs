@@ -558,6 +558,7 @@ fn memory_given_back() -> Vec<Op> {
         close(1),
         Op::HugeFree,
         // Overlaps are by address, also where other pages are there by now.
+        faults(""),
         Op::Map(6),
         create(0),
         set(0, private(2), 4 * MIB),

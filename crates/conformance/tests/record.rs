@@ -21,6 +21,8 @@ fn core_says_in_every_directed_case_what_the_c_driver_was_recorded_to_say() {
     // A core with the C driver's weaknesses would differ from it nowhere. W14 needs a page of 1 GiB (tests/shapes.rs).
     let all: Vec<_> = RULES.iter().map(|rule| rule.id).filter(|id| *id != "W14").collect();
     assert!(all.iter().all(|id| report.used.contains_key(id)), "{report}");
+    // The owner check once, and the device once.
+    assert_eq!(report.used.get("W11"), Some(&2), "{report}");
 }
 
 #[test]
