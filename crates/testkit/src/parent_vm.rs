@@ -175,8 +175,19 @@ impl Builder {
     ///
     /// # Panics
     ///
-    /// Where a part is missing, or the VM does not come up; with the logs then.
+    /// Where a part is missing, or the VM does not come up in two attempts; with the logs then. An emulated kernel on a busy machine dies in its first second now
+    /// and then (one boot in some forty at a load of ten), before any driver is loaded.
     pub fn boot(self) -> ParentVm {
+        self.attempt()
+            .or_else(|first| {
+                eprintln!("A second attempt, since {first}");
+                self.attempt()
+            })
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Starts the device and the VM once.
+    fn attempt(&self) -> Result<ParentVm, String> {
         let started = Instant::now();
         let setup = Setup::locate();
         let folder = tempfile::Builder::new().prefix("parent-vm.").tempdir().expect("a temporary folder");
@@ -191,7 +202,7 @@ impl Builder {
                 Err(_) if qemu.status().is_none() && started.elapsed() < BOOT_PATIENCE => std::thread::sleep(Duration::from_millis(5)),
                 Err(_) => {
                     let device = device.map(|device| device.log().text()).unwrap_or_default();
-                    panic!("QEMU did not start: {:?}\n{}\ndevice:\n{device}", qemu.status(), qemu.log().text());
+                    return Err(format!("QEMU did not start: {:?}\n{}\ndevice:\n{device}", qemu.status(), qemu.log().text()));
                 }
             }
         };
@@ -199,11 +210,11 @@ impl Builder {
         let control = Control::new(stream).expect("a descriptor can be copied");
         let mut vm = ParentVm { control, qemu, device, folder, started_after: Duration::ZERO, kernel_ms: 0 };
         let Some(kernel_ms) = vm.control.wait_ready(1, BOOT_PATIENCE) else {
-            panic!("the parent VM did not come up\n{}", vm.everything());
+            return Err(format!("the parent VM did not come up\n{}", vm.everything()));
         };
         vm.kernel_ms = kernel_ms;
         vm.started_after = started.elapsed();
-        vm
+        Ok(vm)
     }
 
     fn initramfs(&self, setup: &Setup) -> Initramfs {
