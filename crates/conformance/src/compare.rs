@@ -151,7 +151,7 @@ pub const RULES: &[Rule] = &[
         id: "W19",
         reason: "the C driver has none of the extension's commands",
         then: Then::GoOn,
-        fits: |step| step.is("ioctl 0x0000ae3") && step.left == "ENOTTY",
+        fits: |step| (step.is("ioctl 0x0000ae3") || step.is("ioctl 0x0000ae20")) && step.left == "ENOTTY",
     },
     Rule {
         id: "W2",
