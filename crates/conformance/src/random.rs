@@ -1,6 +1,6 @@
 //! Random cases: a list of steps from a seed, with no look at answers.
 //!
-//! A [`Guess`] of what is open and how far it is chooses steps that have something to act on, and leads enclaves to their start and end. It need not be
+//! A `Guess` of what is open and how far it is chooses steps that have something to act on, and leads enclaves to their start and end. It need not be
 //! right. Steps whose differences are known (docs/conformance.md, "Rules") are rare, since what follows them cannot be compared.
 
 use nitroxide_abi::ioctl;
