@@ -228,7 +228,11 @@ pub const RULES: &[Rule] = &[
         id: "W13",
         reason: "a page that another enclave has is refused before the device is asked, whose answer was made to be another one here",
         then: Then::Enclave,
-        fits: |step| step.is("SET_MEMORY") && is_device_code(step.left) && step.right == ALREADY_USED && step.refusing("add-mem"),
+        // By a fault, or because the device was told to take fewer pieces than it had promised the driver.
+        fits: |step| {
+            let limited = step.left == MAX_REGIONS && step.earlier(|call| call.starts_with("max regions"));
+            step.is("SET_MEMORY") && step.right == ALREADY_USED && (limited || is_device_code(step.left) && step.refusing("add-mem"))
+        },
     },
 ];
 
@@ -526,6 +530,15 @@ mod tests {
 
     const STARTED: [(&str, &str); 4] =
         [("e0 CREATE_VM", "0"), ("e0 START cid 0 flags 0", "0 cid 16"), ("faults \"info=-EIO\"", "0"), ("event", "0")];
+
+    #[test]
+    fn w13_wants_a_device_that_was_told_to_take_fewer_pieces() {
+        let call = "e1 SET_MEMORY Pages+2M size 2M flags 0";
+        let story = [("e1 CREATE_VM", "0"), ("max regions 1", "0")];
+        assert_eq!(last(&story, call, MAX_REGIONS, ALREADY_USED), Some("W13"));
+        assert_eq!(last(&story[..1], call, MAX_REGIONS, ALREADY_USED), None);
+        assert_eq!(last(&story, call, ALREADY_USED, MAX_REGIONS), None);
+    }
 
     #[test]
     fn w2_wants_a_refused_look_at_an_enclave_that_runs_and_the_answers_of_both_sides() {
