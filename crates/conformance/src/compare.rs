@@ -72,6 +72,13 @@ impl Step<'_> {
         self.earlier(|call| call.starts_with(&format!("faults \"{command}")) && call.contains("=-"))
     }
 
+    /// Did both sides refuse memory of some enclave because a page of it is an enclave's already?
+    fn memory_was_refused_for_a_page(&self) -> bool {
+        self.before.iter().any(|(left, right)| {
+            left.call.contains("SET_MEMORY") && [&left.answer, &right.answer].iter().all(|answer| *answer == ALREADY_USED)
+        })
+    }
+
     /// Was this enclave started?
     fn started(&self) -> bool {
         self.since_made().any(|(left, _)| left.call.contains(" START ") && (left.answer.starts_with('0') || left.answer == "EFAULT"))
@@ -232,6 +239,15 @@ pub const RULES: &[Rule] = &[
         fits: |step| {
             let limited = step.left == MAX_REGIONS && step.earlier(|call| call.starts_with("max regions"));
             step.is("SET_MEMORY") && step.right == ALREADY_USED && (limited || is_device_code(step.left) && step.refusing("add-mem"))
+        },
+    },
+    Rule {
+        id: "W13-runs",
+        reason: "memory with a page of another enclave is refused as a whole; the C driver has given the device the runs before that page, and they stay",
+        then: Then::Enclaves,
+        fits: |step| {
+            let shows = ["SET_MEMORY", " START ", "memory of slots", "huge pages in use"].into_iter().any(|call| step.is(call));
+            shows && step.memory_was_refused_for_a_page()
         },
     },
 ];
@@ -530,6 +546,16 @@ mod tests {
 
     const STARTED: [(&str, &str); 4] =
         [("e0 CREATE_VM", "0"), ("e0 START cid 0 flags 0", "0 cid 16"), ("faults \"info=-EIO\"", "0"), ("event", "0")];
+
+    #[test]
+    fn w13_runs_wants_memory_that_both_sides_have_refused() {
+        let call = "e1 SET_MEMORY Pages+2M size 2M flags 0";
+        let refused = [("e2 CREATE_VM", "0"), ("e1 CREATE_VM", "0"), ("e2 SET_MEMORY Pages+4M size 4M flags 0", ALREADY_USED)];
+        assert_eq!(last(&refused, call, ALREADY_USED, "0"), Some("W13-runs"));
+        assert_eq!(last(&refused, "memory of slots", "4194304", "0"), Some("W13-runs"));
+        assert_eq!(last(&refused, "e1 ADD_VCPU 0", "0 cpu 2", "0 cpu 3"), None);
+        assert_eq!(last(&refused[..2], call, ALREADY_USED, "0"), None);
+    }
 
     #[test]
     fn w13_wants_a_device_that_was_told_to_take_fewer_pieces() {
