@@ -14,7 +14,7 @@ use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
 use nitroxide_abi::pci as registers;
 use nitroxide_abi::pci::{Command, EventCounter, Reply};
 use nitroxide_abi::{limits, Code};
-use nitroxide_driver::mailbox::PortGone;
+use nitroxide_driver::mailbox::{words_of_reply, PortGone};
 use nitroxide_driver::{Device, Mailbox, Notice, Port, SendError};
 
 use crate::home::Home;
@@ -124,19 +124,6 @@ pub(crate) struct RegisterPort {
     command: Option<Command>,
 }
 
-/// Where in the reply the words lie that the core looks at after this command; a read of a register is a way to the device and back, and the C driver makes 18 of
-/// them each time. What is not read stays 0.
-fn words_of_interest(command: Option<Command>) -> &'static [usize] {
-    // rc; slot_uid at 8; enclave_cid at 16; mem_regions at 32; state at 64.
-    match command {
-        Some(Command::SlotAlloc) => &[0, 8, 12, 32, 36],
-        Some(Command::SlotFree) => &[0, 8, 12],
-        Some(Command::EnclaveStart) => &[0, 16, 20],
-        Some(Command::SlotInfo) => &[0, 64],
-        _ => &[0],
-    }
-}
-
 impl Port for RegisterPort {
     fn submit(&mut self, command: Command, request: &[u8]) -> Result<(), PortGone> {
         if self.registers.is_gone() {
@@ -197,7 +184,7 @@ impl Port for RegisterPort {
     fn reply(&mut self) -> Reply {
         let mut bytes = [0; Reply::SIZE];
         let read = self.registers.bar.try_access_with(|bar| {
-            for at in words_of_interest(self.command) {
+            for at in self.command.map_or(&[][..], words_of_reply) {
                 let value = bar.try_read32(REPLY.saturating_add(*at)).unwrap_or(u32::MAX);
                 if let Some(word) = bytes.get_mut(*at..at.saturating_add(4)) {
                     word.copy_from_slice(&value.to_le_bytes());

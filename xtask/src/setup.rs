@@ -6,7 +6,7 @@
 
 pub mod apt;
 mod extras;
-mod tree;
+pub mod tree;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

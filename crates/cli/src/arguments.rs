@@ -5,6 +5,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use nitroxide_client::Topology;
 use serde::{Deserialize, Serialize};
 
 use crate::memory::parse_mib;
@@ -173,22 +174,6 @@ pub struct ParentArguments {
     pub pool: Option<String>,
 }
 
-/// The CPUs of a made-up parent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Topology {
-    /// How many.
-    pub cpus: u32,
-    /// Threads of a core.
-    pub threads: u32,
-}
-
-impl Default for Topology {
-    fn default() -> Self {
-        let nitroxide_client::Topology { cpus, threads } = nitroxide_client::Topology::default();
-        Self { cpus, threads }
-    }
-}
-
 /// Reads `cpus=6,threads=2`, in any order; threads are 1 if left out.
 fn parse_topology(text: &str) -> Result<Topology, String> {
     let wrong = |what: &str| format!("`{text}` is no topology: {what}; write e.g. cpus=6,threads=2");
@@ -206,10 +191,8 @@ fn parse_topology(text: &str) -> Result<Topology, String> {
         }
     }
     let (Some(cpus), threads) = (cpus, threads.unwrap_or(1)) else { return Err(wrong("cpus is missing")) };
-    if !(2..=4096).contains(&cpus) || !(1..=8).contains(&threads) || cpus % threads != 0 {
-        return Err(wrong("2 to 4096 CPUs make whole cores of 1 to 8 threads"));
-    }
-    Ok(Topology { cpus, threads })
+    let topology = Topology { cpus, threads };
+    if topology.is_valid() { Ok(topology) } else { Err(wrong("2 to 4096 CPUs make whole cores of 1 to 8 threads")) }
 }
 
 /// The choice of `--engine`.

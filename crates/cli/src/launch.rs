@@ -12,7 +12,7 @@ use std::{
 };
 
 use nitroxide_abi::{Cid, Code, CpuId};
-use nitroxide_client::{Device, DeviceChoice, DeviceKind as Kind, Enclave, LocalOptions, OpenError, StartError, Topology};
+use nitroxide_client::{Device, DeviceChoice, DeviceKind as Kind, Enclave, LocalOptions, OpenError, StartError};
 use nitroxide_device::Launcher as _;
 use nitroxide_enclave::{EngineChoice, LaunchOptions, ProcessLauncher, report::EndReport};
 use nitroxide_engine::{Accelerator, VirtioDiscovery};
@@ -231,8 +231,7 @@ fn choice(request: &LaunchRequest) -> DeviceChoice {
     launch.engine = engine_choice(request.engine);
     launch.accelerator = accelerator(request.engine);
     launch.discovery = discovery(request.discovery);
-    let topology = Topology { cpus: request.topology.cpus, threads: request.topology.threads };
-    let local = LocalOptions { launch, topology, pool: request.pool.clone(), ..LocalOptions::default() };
+    let local = LocalOptions { launch, topology: request.topology, pool: request.pool.clone(), ..LocalOptions::default() };
     match request.device {
         DeviceKind::Auto => DeviceChoice::Auto(local),
         DeviceKind::Host => DeviceChoice::Host(PathBuf::from(HOST_DEVICE)),

@@ -19,7 +19,6 @@ mod logging;
 mod memory;
 mod output;
 mod owner;
-mod parent_qemu;
 mod remarks;
 mod request;
 mod shapes;

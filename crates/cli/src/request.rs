@@ -5,11 +5,12 @@
 
 use std::path::{Path, PathBuf};
 
+use nitroxide_client::Topology;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Dialect,
-    arguments::{DeviceKind, Discovery, EngineKind, ParentArguments, Resources, RunEnclaveArguments, Topology},
+    arguments::{DeviceKind, Discovery, EngineKind, ParentArguments, Resources, RunEnclaveArguments},
     codes::ErrorCode,
     failure::Failure,
     image,

@@ -15,7 +15,7 @@ use std::{
         process::{CommandExt, ExitStatusExt},
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, ChildStderr, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -34,12 +34,47 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The traditional user without rights, and its group.
 const NOBODY: u32 = 65_534;
 
+/// A command, and what it goes on to say on standard error.
+struct Saying {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Saying {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Self { child, stderr }
+    }
+
+    /// `wait` for the enclave in the background, once it waits.
+    fn wait(user: &User) -> Self {
+        let mut waiting = Self::start(user.nitroxide().args(["wait", "hello"]));
+        waiting.line();
+        // It says that it waits just before it does.
+        eventually("`wait` has connected", || has_socket(waiting.child.id()));
+        waiting
+    }
+
+    /// The next line.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert!(self.stderr.read_line(&mut line).unwrap() > 0, "ended before it said more");
+        line
+    }
+
+    /// Waits for its end.
+    fn finish(mut self) -> Output {
+        let mut stderr = Vec::new();
+        self.stderr.read_to_end(&mut stderr).unwrap();
+        Output { stderr, ..self.child.wait_with_output().unwrap() }
+    }
+}
+
 /// An enclave that boots, and whom it consists of.
 struct Booting {
     /// The command that was started.
-    front: Child,
-    /// What it says on standard error, to be read to its end.
-    stderr: BufReader<std::process::ChildStderr>,
+    front: Saying,
     /// `run`, or the background owner.
     owner: u32,
     enclave_process: u32,
@@ -50,14 +85,9 @@ struct Booting {
 impl Booting {
     /// Starts it with a command and waits until its machine runs.
     fn start(user: &User, image: &Path, words: &[&str]) -> Self {
-        let mut front = user.nitroxide().args(words).arg(image).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut stderr = BufReader::new(front.stderr.take().unwrap());
+        let mut front = Saying::start(user.nitroxide().args(words).arg(image));
         if words[0] == "run" {
-            let mut line = String::new();
-            while !line.contains("runs with CID") {
-                line.clear();
-                assert!(stderr.read_line(&mut line).unwrap() > 0, "ended before it ran");
-            }
+            while !front.line().contains("runs with CID") {}
         }
         let deadline = Instant::now() + PATIENCE;
         let running = loop {
@@ -69,22 +99,21 @@ impl Booting {
         };
         if words == NOT_WAITING {
             // From here on the background owner is alone with it.
-            assert!(front.wait().unwrap().success());
+            assert!(front.child.wait().unwrap().success());
         }
         let enclave_process = u32::try_from(running["ProcessID"].as_u64().unwrap()).unwrap();
         let (_, owner) = stat(enclave_process).unwrap();
         let qemu = children(enclave_process).into_iter().find(|child| command_line(*child).contains("qemu-system")).unwrap();
         let family = descendants(owner);
         assert!(family.contains(&qemu) && family.contains(&enclave_process));
-        Self { front, stderr, owner, enclave_process, qemu, family }
+        Self { front, owner, enclave_process, qemu, family }
     }
 
-    /// Waits for the command that was started.
-    fn finish(mut self) -> Output {
-        let mut stderr = Vec::new();
-        self.stderr.read_to_end(&mut stderr).unwrap();
-        let output = self.front.wait_with_output().unwrap();
-        Output { stderr, ..output }
+    /// Waits for the command, and until nothing of the enclave is left.
+    fn finish(self, user: &User) -> Output {
+        let output = self.front.finish();
+        user.recovers(&self.family);
+        output
     }
 }
 
@@ -101,32 +130,23 @@ fn when_qemu_is_killed_run_run_enclave_and_wait_say_so() {
     let (user, image) = with_hello();
     let booting = Booting::start(&user, &image, FOREGROUND);
     kill(booting.qemu);
-    let family = booting.family.clone();
-    let output = booting.finish();
     // The console may have said something before.
-    assert_failure(&Output { stdout: Vec::new(), ..output }, 36, &["virtual machine failed", "killed by signal 9"], "run");
-    user.recovers(&family);
+    let output = Output { stdout: Vec::new(), ..booting.finish(&user) };
+    assert_failure(&output, 36, &["virtual machine failed", "killed by signal 9"], "run");
 
     let booting = Booting::start(&user, &image, BACKGROUND);
     kill(booting.qemu);
-    let family = booting.family.clone();
-    assert_failure(&booting.finish(), 36, &["ended before it had booted", "killed by signal 9"], "run-enclave");
-    user.recovers(&family);
+    assert_failure(&booting.finish(&user), 36, &["ended before it had booted", "killed by signal 9"], "run-enclave");
 
     let booting = Booting::start(&user, &image, NOT_WAITING);
-    let mut waiting = user.nitroxide().args(["wait", "hello"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut waiting_says = BufReader::new(waiting.stderr.take().unwrap());
-    waiting_says.read_line(&mut String::new()).unwrap();
-    // It says when it waits, just before it does.
-    eventually("`wait` has connected", || has_socket(waiting.id()));
+    let waiting = Saying::wait(&user);
     kill(booting.qemu);
-    let output = waiting.wait_with_output().unwrap();
+    let output = waiting.finish();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
     let ending: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(ending["Reason"], "engine_failed");
     assert!(ending["Detail"].as_str().unwrap().contains("killed by signal 9"), "{ending}");
-    user.recovers(&booting.family.clone());
-    assert!(booting.finish().status.success());
+    assert!(booting.finish(&user).status.success());
 }
 
 #[test]
@@ -134,57 +154,45 @@ fn when_the_enclave_process_is_killed_everybody_says_so_and_all_of_it_ends() {
     let (user, image) = with_hello();
     let booting = Booting::start(&user, &image, FOREGROUND);
     kill(booting.enclave_process);
-    let family = booting.family.clone();
-    let output = booting.finish();
-    assert_failure(&Output { stdout: Vec::new(), ..output }, 39, &["The enclave's process ended unexpectedly", "signal: 9"], "run");
-    user.recovers(&family);
+    let output = Output { stdout: Vec::new(), ..booting.finish(&user) };
+    assert_failure(&output, 39, &["The enclave's process ended unexpectedly", "signal: 9"], "run");
 
     let booting = Booting::start(&user, &image, BACKGROUND);
     kill(booting.enclave_process);
-    let family = booting.family.clone();
-    assert_failure(&booting.finish(), 36, &["ended"], "run-enclave");
-    user.recovers(&family);
+    assert_failure(&booting.finish(&user), 36, &["ended"], "run-enclave");
 
     let booting = Booting::start(&user, &image, NOT_WAITING);
-    let mut waiting = user.nitroxide().args(["wait", "hello"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut said = String::new();
-    let mut waiting_says = BufReader::new(waiting.stderr.take().unwrap());
-    waiting_says.read_line(&mut said).unwrap();
+    let waiting = Saying::wait(&user);
     kill(booting.enclave_process);
-    waiting_says.read_to_string(&mut said).unwrap();
-    let output = Output { stderr: said.into_bytes(), ..waiting.wait_with_output().unwrap() };
-    assert_failure(&output, 39, &["The enclave has ended"], "wait");
-    user.recovers(&booting.family.clone());
-    assert!(booting.finish().status.success());
+    assert_failure(&waiting.finish(), 39, &["The enclave has ended"], "wait");
+    assert!(booting.finish(&user).status.success());
 }
 
 #[test]
 fn when_an_owner_is_killed_its_enclave_ends_by_itself() {
     let (user, image) = with_hello();
     let booting = Booting::start(&user, &image, FOREGROUND);
-    assert_eq!(booting.owner, booting.front.id());
+    assert_eq!(booting.owner, booting.front.child.id());
     kill(booting.owner);
-    let family = booting.family.clone();
-    assert_eq!(booting.finish().status.signal(), Some(9));
-    user.recovers(&family);
+    assert_eq!(booting.finish(&user).status.signal(), Some(9));
 
     let booting = Booting::start(&user, &image, BACKGROUND);
     kill(booting.owner);
-    let family = booting.family.clone();
-    assert_failure(&booting.finish(), 39, &["The background process ended before the enclave was started", "signal: 9"], "run-enclave");
-    user.recovers(&family);
+    assert_failure(
+        &booting.finish(&user),
+        39,
+        &["The background process ended before the enclave was started", "signal: 9"],
+        "run-enclave",
+    );
 
     let booting = Booting::start(&user, &image, NOT_WAITING);
     kill(booting.owner);
-    user.recovers(&booting.family.clone());
-    assert!(booting.finish().status.success());
+    assert!(booting.finish(&user).status.success());
 
     // The front end that still waits for the heartbeat: nobody has taken the enclave over.
     let booting = Booting::start(&user, &image, BACKGROUND);
-    kill(booting.front.id());
-    let family = booting.family.clone();
-    assert_eq!(booting.finish().status.signal(), Some(9));
-    user.recovers(&family);
+    kill(booting.front.child.id());
+    assert_eq!(booting.finish(&user).status.signal(), Some(9));
 }
 
 #[test]

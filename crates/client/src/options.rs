@@ -7,6 +7,7 @@ use nitroxide_abi::limits::DEVICE_TIMEOUT_MS;
 use nitroxide_device::{Faults, Limits};
 use nitroxide_enclave::LaunchOptions;
 use nitroxide_world::World;
+use serde::{Deserialize, Serialize};
 
 /// Which device a client uses.
 #[derive(Debug)]
@@ -57,7 +58,7 @@ impl Default for LocalOptions {
 }
 
 /// The virtual CPUs of a local parent. CPUs `n * threads` to `n * threads + threads - 1` are one core; all are on NUMA node 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
     /// How many CPUs there are, 2 to 4096, a multiple of `threads`.
     pub cpus: u32,
@@ -67,7 +68,8 @@ pub struct Topology {
 
 impl Topology {
     /// Whether there can be such a machine.
-    pub(crate) fn is_valid(self) -> bool {
+    #[must_use]
+    pub fn is_valid(self) -> bool {
         (2..=4096).contains(&self.cpus) && (1..=8).contains(&self.threads) && self.cpus.is_multiple_of(self.threads)
     }
 }

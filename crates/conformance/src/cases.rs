@@ -156,25 +156,12 @@ fn descriptors() -> Vec<Op> {
 }
 
 fn unknown_commands() -> Vec<Op> {
-    let words = [
-        0xAE25,
-        0x8008_AE25,
-        ioctl::ADD_VCPU & 0xFFFF,
-        ioctl::CREATE_VM ^ 0x1_0000,
-        0x8004_AE21,
-        0xC008_AE24,
-        extension::QUERY,
-        extension::ENCLAVE_INFO,
-        extension::LIST,
-        extension::STOP,
-        extension::POOL_INFO,
-        extension::GET_API_VERSION,
-        0,
-        u32::MAX,
-    ];
+    let mut words = vec![0xAE25, 0x8008_AE25, ioctl::ADD_VCPU & 0xFFFF, ioctl::CREATE_VM ^ 0x1_0000, 0x8004_AE21, 0xC008_AE24];
+    words.extend(extension::COMMANDS.iter().map(|command| command.word));
+    words.extend([0, u32::MAX]);
     let mut ops = vec![create(0)];
     for on in [On::Device, On::Enclave(0)] {
-        ops.extend(words.map(|word| Op::Ioctl { on, word }));
+        ops.extend(words.iter().map(|&word| Op::Ioctl { on, word }));
     }
     let enclave_words = [ioctl::ADD_VCPU, ioctl::GET_IMAGE_LOAD_INFO, ioctl::SET_USER_MEMORY_REGION, ioctl::START_ENCLAVE];
     ops.extend(enclave_words.map(|word| Op::Ioctl { on: On::Device, word }));

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::step::ENCLAVES;
+use crate::present::{Present, enclave_of};
 use crate::transcript::Transcript;
 use crate::{LEFT_OUT, NO_ENCLAVE};
 
@@ -102,36 +102,30 @@ impl Coverage {
         let mut all = Self::default();
         for case in transcript.lines.chunk_by(|a, b| a.case == b.case) {
             all.cases += 1;
-            let (mut open, mut kept, mut most, mut made) = ([false; ENCLAVES], [false; ENCLAVES], 0, 0_u64);
+            let (mut present, mut most, mut made) = (Present::default(), 0, 0);
             // The last steps only close.
             let before_closing = case.iter().rposition(|line| line.call == "faults \"\"").unwrap_or(case.len());
             for (place, line) in case.iter().enumerate() {
-                let (enclave, call) = kind(&line.call);
+                let call = kind(&line.call);
                 if place < before_closing {
                     all.steps += 1;
                     all.reached += u64::from(!matches!(line.answer.as_str(), NO_ENCLAVE | "in use" | LEFT_OUT));
                     *all.pairs.entry((call.to_owned(), answer(call, &line.answer))).or_default() += 1;
                 }
                 let ok = line.answer == "0" || line.answer.starts_with("0 ");
-                let Some(enclave) = enclave.filter(|enclave| ok && *enclave < ENCLAVES) else { continue };
-                let flags = (open.get_mut(enclave), kept.get_mut(enclave));
-                let (Some(is_open), Some(is_kept)) = flags else { continue };
+                present.follow(line);
                 match call {
-                    "CREATE_VM" => {
-                        *is_open = true;
-                        all.made_again += u64::from(made > 0 && open.iter().filter(|open| **open).count() as u64 <= made);
+                    "CREATE_VM" if ok => {
+                        all.made_again += u64::from(made > 0 && present.open_count() <= made);
                         made += 1;
                     }
-                    "START" => all.started += 1,
-                    "ends" => all.ended += 1,
-                    "close" => *is_open = false,
-                    "kept" => *is_kept = true,
-                    "close by other" => *is_kept = false,
+                    "START" if ok => all.started += 1,
+                    "ends" if ok => all.ended += 1,
                     _ => {}
                 }
-                most = most.max(open.iter().zip(&kept).filter(|(open, kept)| **open || **kept).count());
+                most = most.max(present.count());
             }
-            all.made += made;
+            all.made += made as u64;
             all.cases_with_two += u64::from(most >= 2);
         }
         all
@@ -152,16 +146,10 @@ impl Coverage {
     }
 }
 
-/// The enclave, and the name of a call without its arguments.
-fn kind(call: &str) -> (Option<usize>, &str) {
-    let first = |text: &str| text.split(' ').next().map_or(0, str::len);
-    let enclave =
-        call.strip_prefix('e').and_then(|rest| rest.split_once(' ')).and_then(|(number, rest)| Some((number.parse().ok()?, rest)));
-    match enclave {
-        Some((enclave, "close by other")) => (Some(enclave), "close by other"),
-        Some((enclave, rest)) => (Some(enclave), &rest[..first(rest)]),
-        None => (None, call.strip_prefix("device ").map_or_else(|| &call[..first(call)], |rest| &rest[..first(rest)])),
-    }
+/// The name of a call without its arguments.
+fn kind(call: &str) -> &str {
+    let what = enclave_of(call).map_or_else(|| call.strip_prefix("device ").unwrap_or(call), |(_, what)| what);
+    if what == "close by other" { what } else { what.split(' ').next().unwrap_or(what) }
 }
 
 /// An answer without its values.

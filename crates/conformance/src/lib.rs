@@ -1,17 +1,19 @@
 //! Drives any `/dev/nitro_enclaves`, writes down every answer, and compares two such transcripts.
 //!
 //! A *case* is a list of [`step::Op`]s; a [`Target`] performs them: [`real::Real`] by system calls, [`simulated::Core`] with the driver core in
-//! process. [`cases`] has the directed ones, [`random`] makes more from a seed. [`compare`] knows which differences are meant. docs/conformance.md.
+//! process. [`cases`] has the directed ones, [`random`] makes more from a seed. [`compare`] compares two transcripts, [`rules`] are the differences that are meant. docs/conformance.md.
 
 pub mod cases;
 pub mod compare;
 pub mod control;
 pub mod coverage;
 mod guess;
+mod present;
 pub mod probes;
 pub mod random;
 pub mod real;
 pub mod record;
+pub mod rules;
 #[cfg(feature = "core")]
 pub mod simulated;
 pub mod step;

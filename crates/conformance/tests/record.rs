@@ -2,8 +2,9 @@
 
 #![cfg(feature = "core")]
 
-use nitroxide_conformance::compare::{RULES, Report, compare};
+use nitroxide_conformance::compare::{Report, compare};
 use nitroxide_conformance::coverage::Coverage;
+use nitroxide_conformance::rules::RULES;
 use nitroxide_conformance::simulated::Core;
 use nitroxide_conformance::transcript::{Transcript, run_all};
 use nitroxide_conformance::{cases, random, record};

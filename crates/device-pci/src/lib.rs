@@ -16,10 +16,12 @@ mod parent_vsock;
 mod ram;
 pub mod registers;
 mod server;
+mod socket;
 
 pub use parent_vsock::{ParentVsock, ParentVsockError};
 pub use ram::{ParentRam, Window};
-pub use server::{BindError, PciServer, ServeError, ServerOptions, Stop};
+pub use server::{PciServer, ServeError, ServerOptions, Stop};
+pub use socket::BindError;
 
 /// The addresses from `offset` on, to the end of what 64 bits can name.
 pub(crate) fn addresses(offset: u64) -> impl Iterator<Item = u64> {

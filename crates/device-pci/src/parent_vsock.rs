@@ -5,14 +5,14 @@
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use nitroxide_vsock::{ConnectRequest, Route, Router, VsockConfig, VsockServer};
 use nitroxide_world::rendezvous::CONSOLE_PORT_OFFSET;
 use nitroxide_world::{Endpoint, SocketFile, VsockAddress, World, peer_address};
 
-use crate::server::{BindError, listen_at};
+use crate::socket::{self, BindError};
 
 /// The CID of a parent, and those that a parent cannot connect to.
 const PARENT_CID: u32 = 3;
@@ -23,9 +23,9 @@ const FIRST_ENCLAVE_CID: u32 = 4;
 #[derive(Debug)]
 pub struct ParentVsock {
     // Dropped in this order: nobody comes any more, then what there is ends.
-    _file: SocketFile,
+    _entrance: SocketFile,
+    _socket: socket::SocketFile,
     _server: VsockServer,
-    path: PathBuf,
 }
 
 /// Why there is no vsock for the parent.
@@ -47,18 +47,10 @@ impl ParentVsock {
     ///
     /// Each says what is in the way; nothing is left then.
     pub fn listen(path: &Path, world: &World) -> Result<Self, ParentVsockError> {
-        let (listener, file) = world.bind(Endpoint::ParentVm).map_err(ParentVsockError::Entrance)?.into_parts();
-        let frontends = listen_at(path).map_err(ParentVsockError::Socket)?;
-        let server = serve(frontends, listener, world).inspect_err(|_| {
-            let _ = std::fs::remove_file(path);
-        });
-        Ok(Self { _file: file, _server: server.map_err(ParentVsockError::Start)?, path: path.to_owned() })
-    }
-}
-
-impl Drop for ParentVsock {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        let (listener, entrance) = world.bind(Endpoint::ParentVm).map_err(ParentVsockError::Entrance)?.into_parts();
+        let (frontends, socket) = socket::listen_at(path).map_err(ParentVsockError::Socket)?;
+        let server = serve(frontends, listener, world).map_err(ParentVsockError::Start)?;
+        Ok(Self { _entrance: entrance, _socket: socket, _server: server })
     }
 }
 

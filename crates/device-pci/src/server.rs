@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +16,6 @@ use nitroxide_abi::pci::{BAR, MIN_VECTORS};
 use nitroxide_device::Device;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
-use rustix::net::SocketAddrUnix;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use thiserror::Error;
 use vfio_bindings::bindings::vfio::{
@@ -29,26 +28,13 @@ use crate::config::{CONFIG_BYTES, MSIX_BAR};
 use crate::function::{Function, Space};
 use crate::ram::{ParentRam, Window};
 use crate::registers::BAR_BYTES;
+use crate::socket::{BindError, SocketFile, listen_at};
 
 /// What a server may be told.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ServerOptions {
     /// Offer the test control (docs/device-pci.md, "Test control") and deliver late replies. Only for guests that may misuse the device.
     pub test_control: bool,
-}
-
-/// Why the socket cannot be had.
-#[derive(Debug, Display, Error)]
-#[non_exhaustive]
-pub enum BindError {
-    /// `{0}` is in use by a running program; give another path, or end that program.
-    InUse(PathBuf),
-    /// `{0}` is there and is not a socket; give another path, or remove it.
-    NotSocket(PathBuf),
-    /// The path `{0}` is too long for a socket: at most 107 bytes.
-    TooLong(PathBuf),
-    /// The socket `{0}` cannot be made.
-    Io(PathBuf, #[source] io::Error),
 }
 
 /// Why serving has ended.
@@ -65,7 +51,7 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct PciServer {
     listener: UnixListener,
-    path: PathBuf,
+    _file: SocketFile,
     options: ServerOptions,
     device: Arc<Device>,
     ram: Arc<ParentRam>,
@@ -102,10 +88,10 @@ impl PciServer {
     /// Each says what is in the way.
     pub fn bind(path: &Path, options: ServerOptions, device: Arc<Device>, ram: Arc<ParentRam>) -> Result<Self, BindError> {
         let failed = |error| BindError::Io(path.to_owned(), error);
-        let listener = listen_at(path)?;
+        let (listener, file) = listen_at(path)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| failed(errno.into()))?;
         let stop = Arc::new(Stop { told: AtomicBool::new(false), wake });
-        Ok(Self { listener, path: path.to_owned(), options, device, ram, stop })
+        Ok(Self { listener, _file: file, options, device, ram, stop })
     }
 
     /// What ends [`run`](Self::run).
@@ -192,42 +178,12 @@ impl PciServer {
     }
 }
 
-impl Drop for PciServer {
-    fn drop(&mut self) {
-        // Somebody else's file may have taken the place; then it is not a socket that refuses us.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
 /// Says on drop, thus also after a panic, that a connection has ended.
 struct TellEnd(OwnedFd);
 
 impl Drop for TellEnd {
     fn drop(&mut self) {
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
-    }
-}
-
-pub(crate) fn listen_at(path: &Path) -> Result<UnixListener, BindError> {
-    use std::os::unix::fs::FileTypeExt;
-
-    if SocketAddrUnix::new(path).is_err() {
-        return Err(BindError::TooLong(path.to_owned()));
-    }
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-        other => return other.map_err(|error| BindError::Io(path.to_owned(), error)),
-    }
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
-    if !is_socket {
-        return Err(BindError::NotSocket(path.to_owned()));
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            let replaced = std::fs::remove_file(path).and_then(|()| UnixListener::bind(path));
-            replaced.map_err(|error| BindError::Io(path.to_owned(), error))
-        }
-        _ => Err(BindError::InUse(path.to_owned())),
     }
 }
 

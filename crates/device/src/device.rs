@@ -84,7 +84,7 @@ impl Device {
             Some(code) => Err(code),
             None if strike.hold => {
                 tracing::warn!(number, "an injected fault holds the command until the device is reset");
-                self.shared.slots.await_reset();
+                self.shared.slots.await_reset(Duration::MAX);
                 Err(DeviceCode::ENODEV)
             }
             None => commands::carry_out(&self.shared, number, request),
@@ -93,7 +93,7 @@ impl Device {
         if strike.spurious {
             self.shared.raise_event_now();
         }
-        self.shared.slots.sleep(strike.delay);
+        self.shared.slots.await_reset(strike.delay);
         if strike.lost {
             tracing::warn!(number, "an injected fault loses the reply");
             return None;

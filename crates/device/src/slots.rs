@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nitroxide_abi::pci::state;
 use nitroxide_abi::{Cid, CpuId, Gpa, SlotUid};
@@ -195,26 +195,12 @@ impl Slots {
         drop(slot);
     }
 
-    /// Waits until a reset begins, or is under way.
-    pub(crate) fn await_reset(&self) {
-        let mut table = self.lock();
+    /// Waits until a reset begins or is under way, at most for `patience`.
+    pub(crate) fn await_reset(&self, patience: Duration) {
+        let table = self.lock();
         let before = table.resets_begun;
-        while table.resets == 0 && table.resets_begun == before {
-            table = self.wait(table);
-        }
-    }
-
-    /// Waits for some time, less if a reset begins or is under way.
-    pub(crate) fn sleep(&self, time: Duration) {
-        let begin = Instant::now();
-        let mut table = self.lock();
-        let before = table.resets_begun;
-        while let Some(left) = time.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) {
-            if table.resets > 0 || table.resets_begun != before {
-                return;
-            }
-            table = self.changed.wait_timeout(table, left).map_or_else(|poisoned| poisoned.into_inner().0, |(table, _)| table);
-        }
+        let goes_on = |table: &mut Table| table.resets == 0 && table.resets_begun == before;
+        drop(self.changed.wait_timeout_while(table, patience, goes_on));
     }
 
     /// Gives every slot back, waiting for calls under way. New calls are refused meanwhile; `interrupt` hurries those under way.

@@ -42,6 +42,21 @@ pub trait Port {
     fn notice(&mut self, notice: &Notice);
 }
 
+/// Byte offsets of the 32-bit words of a reply that the core looks at after this command; whatever the others hold changes nothing.
+///
+/// Reading a register is a way to the device and back, so a port need not read more; mainline reads 18 words each time.
+#[must_use]
+pub fn words_of_reply(command: Command) -> &'static [usize] {
+    // rc at 0, slot_uid at 8, enclave_cid at 16, mem_regions at 32, state at 64 (kernel file ne_pci_dev.h, struct ne_pci_dev_cmd_reply).
+    match command {
+        Command::SlotAlloc => &[0, 8, 12, 32, 36],
+        Command::SlotFree => &[0, 8, 12],
+        Command::EnclaveStart => &[0, 16, 20],
+        Command::SlotInfo => &[0, 64],
+        _ => &[0],
+    }
+}
+
 /// The device behind a port was switched off or removed, so that it holds nothing any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortGone;

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use nitroxide_device::{DeviceCode, MemoryRun};
 use nitroxide_engine::FileRange;
-use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, fstat, ftruncate};
+use rustix::fs::{SealFlags, fcntl_add_seals, fstat, ftruncate};
 
 use crate::given::{Given, Held};
-use crate::memory::{LinearMemory, copy_range, sealable_memory};
+use crate::memory::{LinearMemory, copy_range, punch, sealable_memory, write_zeros};
 use crate::options::{MemoryMode, ParentMemory};
 use crate::packet::{self, FILES_PER_PACKET, RANGES_PER_PACKET, RangeSpec, ToProcess};
 
@@ -81,7 +81,7 @@ impl SlotMemory {
         for piece in pieces {
             if let Err(error) = copy_range(piece, &file, at) {
                 // Nothing of the run is kept: what comes here next may have holes. After a start that failed the file cannot shrink any more.
-                let _ = fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, begin, size);
+                let _ = punch(&file, begin, size);
                 let _ = ftruncate(&file, begin);
                 return Err(error);
             }
@@ -96,11 +96,11 @@ impl SlotMemory {
     /// A parent that writes meanwhile writes zeros away or into its own new pages; the copy is not touched.
     fn take_out(&mut self, pieces: &[FileRange], copied: &FileRange) -> Result<(), DeviceCode> {
         for (number, piece) in pieces.iter().enumerate() {
-            if let Err(errno) = punch(piece) {
+            if let Err(errno) = punch(&piece.file, piece.offset, piece.size) {
                 tracing::warn!(%errno, "The parent's pages cannot be taken out of its memory; let QEMU use memory-backend-memfd.");
                 put_back(pieces.get(..number).unwrap_or_default(), copied);
                 // The copy is forgotten.
-                let _ = punch(copied);
+                let _ = punch(&copied.file, copied.offset, copied.size);
                 self.copy = Some((Arc::clone(&copied.file), copied.offset));
                 return Err(DeviceCode::EIO);
             }
@@ -113,9 +113,9 @@ impl SlotMemory {
         if mode != MemoryMode::Shared {
             return;
         }
-        for range in &self.ranges {
-            if let Err(errno) = punch(range).or_else(|_| write_zeros(range)) {
-                tracing::error!(%errno, "The enclave's memory is given back to the parent with the enclave's content.");
+        for FileRange { file, offset, size } in &self.ranges {
+            if let Err(error) = punch(file, *offset, *size).or_else(|_| write_zeros(file, *offset, *size)) {
+                tracing::error!(%error, "The enclave's memory is given back to the parent with the enclave's content.");
             }
         }
     }
@@ -163,26 +163,6 @@ fn put_back(pieces: &[FileRange], copied: &FileRange) {
         }
         from = from.saturating_add(piece.size); // Within the copy.
     }
-}
-
-/// Gives the pages of a range back to the system; it reads as zeros then.
-fn punch(range: &FileRange) -> rustix::io::Result<()> {
-    fallocate(&range.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, range.offset, range.size)
-}
-
-/// For files whose pages cannot be given back.
-fn write_zeros(range: &FileRange) -> rustix::io::Result<()> {
-    let zeros = vec![0; 1 << 20];
-    let mut at = 0;
-    while at < range.size {
-        let count = usize::try_from(range.size - at).map_or(zeros.len(), |left| left.min(zeros.len()));
-        let written = rustix::io::pwrite(&range.file, zeros.get(..count).unwrap_or_default(), range.offset + at)?;
-        if written == 0 {
-            return Err(rustix::io::Errno::IO);
-        }
-        at += written as u64;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -340,7 +320,7 @@ mod tests {
     #[test]
     fn zeros_are_written_where_pages_cannot_be_given_back() {
         let (_, file) = parent_with(&[7; 3 << 20], 0, 4 << 20);
-        write_zeros(&FileRange { file: Arc::clone(&file), offset: 4096, size: (2 << 20) - 1 }).unwrap();
+        write_zeros(&file, 4096, (2 << 20) - 1).unwrap();
         assert_eq!((read(&file, 4090), read(&file, 4096)), ([7; 6], [0; 6]));
         assert_eq!(read(&file, (2 << 20) + 4095), [7; 6]);
     }

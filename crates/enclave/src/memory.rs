@@ -58,9 +58,7 @@ impl LinearMemory {
     ///
     /// When a file system cannot do it.
     pub(crate) fn punch(&self, offset: u64, size: u64) -> io::Result<()> {
-        self.each_part(offset, size, |file, offset, size| {
-            Ok(fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, size)?)
-        })
+        self.each_part(offset, size, |file, offset, size| Ok(punch(file, offset, size)?))
     }
 
     /// The same pieces in the order of their files and offsets, joined.
@@ -121,6 +119,22 @@ impl ReadAt for LinearMemory {
     fn size(&self) -> io::Result<u64> {
         Ok(self.size)
     }
+}
+
+/// Gives the pages of a part of a file back to the system; it reads as zeros then. Partial pages are zeroed.
+pub(crate) fn punch(file: &OwnedFd, offset: u64, size: u64) -> rustix::io::Result<()> {
+    fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, size)
+}
+
+/// Makes a part of a file zero whose pages cannot be given back.
+pub(crate) fn write_zeros(file: &OwnedFd, offset: u64, size: u64) -> io::Result<()> {
+    let mut at = 0;
+    while at < size {
+        let count = usize::try_from(size - at).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+        write_all_at(file, ZEROS.get(..count).unwrap_or_default(), offset.saturating_add(at))?;
+        at += count as u64;
+    }
+    Ok(())
 }
 
 /// A new memory file that can be sealed later.

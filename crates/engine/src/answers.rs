@@ -25,6 +25,10 @@ pub(crate) struct Abilities {
     pub(crate) nsm: bool,
     /// It can filter its own system calls.
     pub(crate) sandbox: bool,
+    /// It has `vfio-user-pci`, for a parent VM.
+    pub(crate) vfio_user: bool,
+    /// It has `vhost-user-vsock-pci`, for a parent VM.
+    pub(crate) vsock_pci: bool,
 }
 
 /// One state of an emulator's file.
@@ -54,7 +58,13 @@ pub(crate) fn recall(key: &Key, file: Option<&Path>) -> Option<Abilities> {
     }
     let answer = read(file?)?.remove(&key.0)?;
     let has = |ability: &str| answer.get(ability).and_then(Value::as_bool);
-    let abilities = Abilities { vsock: has("vsock")?, nsm: has("nsm")?, sandbox: has("sandbox")? };
+    let abilities = Abilities {
+        vsock: has("vsock")?,
+        nsm: has("nsm")?,
+        sandbox: has("sandbox")?,
+        vfio_user: has("vfio_user")?,
+        vsock_pci: has("vsock_pci")?,
+    };
     // One that could not filter its system calls may have failed for another reason then, and whoever writes the file shall not take the filter away.
     if !abilities.sandbox {
         return None;
@@ -67,12 +77,13 @@ pub(crate) fn recall(key: &Key, file: Option<&Path>) -> Option<Abilities> {
 pub(crate) fn remember(key: &Key, abilities: Abilities, file: Option<&Path>) {
     known().get_or_insert_default().insert(key.clone(), abilities);
     let Some(file) = file.filter(|_| abilities.sandbox) else { return };
-    let Abilities { vsock, nsm, sandbox } = abilities;
+    let Abilities { vsock, nsm, sandbox, vfio_user, vsock_pci } = abilities;
     // An emulator that was replaced is not asked for again: only the newest answer about a path is kept.
     let mut answers = read(file).unwrap_or_default();
     let path = key.0.split(':').next().unwrap_or_default();
     answers.retain(|known, _| known.split(':').next() != Some(path));
-    answers.insert(key.0.clone(), json!({ "vsock": vsock, "nsm": nsm, "sandbox": sandbox }));
+    answers
+        .insert(key.0.clone(), json!({ "vsock": vsock, "nsm": nsm, "sandbox": sandbox, "vfio_user": vfio_user, "vsock_pci": vsock_pci }));
     if let Err(error) = write(file, &answers) {
         tracing::debug!(file = %file.display(), %error, "the emulator's answer is not remembered");
     }
@@ -107,7 +118,7 @@ fn write(file: &Path, answers: &Map<String, Value>) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    const SOME: Abilities = Abilities { vsock: true, nsm: false, sandbox: true };
+    const SOME: Abilities = Abilities { vsock: true, nsm: false, sandbox: true, vfio_user: true, vsock_pci: false };
 
     /// The answer in the file alone: what another process would see.
     fn in_file(key: &Key, file: &Path) -> Option<Abilities> {
@@ -146,7 +157,7 @@ mod tests {
         remember(&key, Abilities { sandbox: false, ..SOME }, Some(&file));
         assert_eq!(in_file(&key, &file), None);
 
-        let claims = json!({ key.0.clone(): { "vsock": true, "nsm": true, "sandbox": false } });
+        let claims = json!({ key.0.clone(): { "vsock": true, "nsm": true, "sandbox": false, "vfio_user": true, "vsock_pci": true } });
         std::fs::write(&file, claims.to_string()).unwrap();
         assert_eq!(in_file(&key, &file), None);
     }

@@ -18,6 +18,10 @@ use crate::answers::{self, Abilities, Key};
 use crate::arguments::SANDBOX;
 use crate::child;
 
+/// What attaches a VM to the two sockets of `nitroxide device`.
+const VFIO_USER: &str = "vfio-user-pci";
+const VSOCK_PCI: &str = "vhost-user-vsock-pci";
+
 /// The emulator's file name.
 const NAME: &str = "qemu-system-x86_64";
 /// How long an emulator may take to list its devices; a slow disk's first reading included.
@@ -68,6 +72,8 @@ pub struct Qemu {
     pub has_nsm_device: bool,
     /// Whether it can filter its own system calls.
     pub has_sandbox: bool,
+    /// The devices it lacks for a VM that `nitroxide device` makes a parent instance: of `vfio-user-pci` and `vhost-user-vsock-pci`.
+    pub lacks_for_parents: Vec<&'static str>,
     /// What the user should know about the choice; empty where there is nothing to say.
     pub notes: Vec<String>,
 }
@@ -140,6 +146,12 @@ impl Qemu {
         Place { path: self.path.clone(), tree: self.tree.clone() }.command()
     }
 
+    /// The folders with its firmware, for `-L`, where it belongs to an unpacked tree; an installed QEMU knows its own.
+    #[must_use]
+    pub fn firmware(&self) -> Vec<PathBuf> {
+        self.tree.iter().flat_map(|tree| ["usr/share/qemu", "usr/share/seabios"].map(|folder| tree.join(folder))).collect()
+    }
+
     /// What it says its version is, e.g. `11.1.3`; none where it does not say.
     pub fn version(&self) -> Option<String> {
         let mut command = self.command();
@@ -182,7 +194,15 @@ impl Qemu {
         if !abilities.vsock {
             return Err(DiscoverError::TooOld { path: place.path });
         }
-        Ok(Self { path: place.path, tree: place.tree, has_nsm_device: abilities.nsm, has_sandbox: abilities.sandbox, notes: Vec::new() })
+        let parents = [(VFIO_USER, abilities.vfio_user), (VSOCK_PCI, abilities.vsock_pci)];
+        Ok(Self {
+            path: place.path,
+            tree: place.tree,
+            has_nsm_device: abilities.nsm,
+            has_sandbox: abilities.sandbox,
+            lacks_for_parents: parents.into_iter().filter_map(|(device, there)| (!there).then_some(device)).collect(),
+            notes: Vec::new(),
+        })
     }
 }
 
@@ -230,7 +250,13 @@ impl Place {
             return Err(broken("it lists no devices".to_owned(), &answer.stdout));
         }
         let has = |device: &str| text.contains(&format!("name \"{device}\""));
-        Ok(Abilities { vsock: has("vhost-user-vsock-device"), nsm: has("vhost-user-test-device"), sandbox })
+        Ok(Abilities {
+            vsock: has("vhost-user-vsock-device"),
+            nsm: has("vhost-user-test-device"),
+            sandbox,
+            vfio_user: has(VFIO_USER),
+            vsock_pci: has(VSOCK_PCI),
+        })
     }
 }
 

@@ -172,7 +172,7 @@ impl Engine {
             memory.push(Run { fd: inherited.add(file)?, offset: *offset, size: *size });
         }
         let machine = Machine {
-            firmware: &firmware(qemu),
+            firmware: &qemu.firmware(),
             sandbox: qemu.has_sandbox,
             choice: &choice,
             discovery: spec.discovery,
@@ -264,11 +264,6 @@ fn program(qemu: &Qemu, arguments: Vec<Vec<u8>>) -> (CString, Vec<CString>) {
     start.push(qemu.path.as_os_str().as_bytes().to_vec());
     let arguments = start.into_iter().chain(arguments).map(c_string).collect();
     (c_string(program.into_os_string().into_vec()), arguments)
-}
-
-/// The folders with an unpacked tree's firmware; an installed QEMU knows its own.
-fn firmware(qemu: &Qemu) -> Vec<PathBuf> {
-    qemu.tree.iter().flat_map(|tree| ["usr/share/qemu", "usr/share/seabios"].map(|folder| tree.join(folder))).collect()
 }
 
 /// Whether the launching process is root and everything its VM opens by name, with these permissions, is open to an ordinary user too.

@@ -4,13 +4,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
+mod threads;
+
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use nitroxide_vsock::{ConnectRequest, Route, Router, VsockConfig, spawn};
+use threads::until;
 
 #[derive(Debug)]
 struct Nobody;
@@ -23,21 +25,6 @@ impl Router for Nobody {
 
 fn config(listener: Option<UnixListener>) -> VsockConfig {
     VsockConfig { listener, ..VsockConfig::new(16, Arc::new(Nobody)) }
-}
-
-/// Names of this process's threads that belong to a device.
-fn device_threads() -> Vec<String> {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
-    names.map(|name| name.trim().to_owned()).filter(|name| name.starts_with("vsock-") || name == "vring_worker").collect()
-}
-
-fn until(what: &str, mut reached: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !reached() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "never: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 #[test]
@@ -56,20 +43,20 @@ fn a_device_leaves_no_thread_and_no_file() {
     let backend = spawn(config(Some(UnixListener::bind(&path).unwrap()))).unwrap();
     nothing_is_left();
     // A thread gives itself its name, when it first runs.
-    until("the threads run", || device_threads().len() >= 2);
+    until("the threads run", || threads::of_devices().len() >= 2);
     // No driver runs: a program is turned away at once.
     let mut program = UnixStream::connect(&path).unwrap();
     let _ = program.write_all(b"CONNECT 5\n");
     assert!(matches!(program.read(&mut [0]), Ok(0) | Err(_)));
     drop(backend);
-    assert_eq!(device_threads(), Vec::<String>::new());
+    assert_eq!(threads::of_devices(), Vec::<String>::new());
 
     // Dropped while QEMU holds the frontend: QEMU sees the end.
     let backend = spawn(config(None)).unwrap();
     let mut frontend = UnixStream::from(backend.take_frontend().unwrap());
     assert!(backend.take_frontend().is_none());
     drop(backend);
-    assert_eq!(device_threads(), Vec::<String>::new());
+    assert_eq!(threads::of_devices(), Vec::<String>::new());
     assert!(matches!(frontend.read(&mut [0]), Ok(0) | Err(_)));
 
     // QEMU ends first, with and without a last message that is none.
@@ -78,7 +65,7 @@ fn a_device_leaves_no_thread_and_no_file() {
         let mut frontend = UnixStream::from(backend.take_frontend().unwrap());
         frontend.write_all(farewell).unwrap();
         drop(frontend);
-        until("the threads are gone", || device_threads().is_empty());
+        until("the threads are gone", || threads::of_devices().is_empty());
         drop(backend);
     }
     nothing_is_left();

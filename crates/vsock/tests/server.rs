@@ -5,18 +5,16 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 mod frontend;
+mod threads;
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use frontend::Machine;
 use nitroxide_vsock::{ConnectRequest, Route, Router, VsockConfig, VsockServer};
-
-/// Only ends a test that hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+use threads::{PATIENCE, until};
 
 const PARENT_CID: u32 = 3;
 const ENCLAVE_CID: u32 = 16; // arbitrary
@@ -31,20 +29,6 @@ impl Router for Pairs {
         theirs.set_read_timeout(Some(PATIENCE))?;
         self.0.lock().unwrap().push((request, theirs));
         Ok(ours.into())
-    }
-}
-
-fn device_threads() -> Vec<String> {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
-    names.map(|name| name.trim().to_owned()).filter(|name| name.starts_with("vsock-") || name == "vring_worker").collect()
-}
-
-fn until(what: &str, mut reached: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !reached() {
-        assert!(begin.elapsed() < PATIENCE, "never: {what}");
-        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -108,7 +92,7 @@ fn front_ends_come_and_go_and_nothing_of_one_reaches_the_next() {
         stream.write_all(junk).unwrap();
         drop(stream);
     }
-    until("the device rests", || device_threads() == ["vsock-frontends"]);
+    until("the device rests", || threads::of_devices() == ["vsock-frontends"]);
     nobody_is_there();
 
     // A guest that puts a ring outside of its RAM loses the device. Nobody else loses anything.
@@ -127,7 +111,7 @@ fn front_ends_come_and_go_and_nothing_of_one_reaches_the_next() {
             scope.spawn(|| server.stop());
         }
     });
-    assert_eq!(device_threads(), Vec::<String>::new());
+    assert_eq!(threads::of_devices(), Vec::<String>::new());
     assert_eq!(host.read(&mut [0]).unwrap(), 0);
     assert!(machine.is_cut_off());
     drop(server);
@@ -138,9 +122,9 @@ fn front_ends_come_and_go_and_nothing_of_one_reaches_the_next() {
     std::fs::remove_file(&path).unwrap();
     let config = VsockConfig::new(PARENT_CID, Arc::clone(&pairs) as Arc<dyn Router>);
     let server = VsockServer::start(UnixListener::bind(&path).unwrap(), config).unwrap();
-    until("the thread runs", || !device_threads().is_empty());
+    until("the thread runs", || !threads::of_devices().is_empty());
     drop(server);
-    assert_eq!(device_threads(), Vec::<String>::new());
+    assert_eq!(threads::of_devices(), Vec::<String>::new());
 
     let config = VsockConfig::new(2, pairs as Arc<dyn Router>);
     let error = VsockServer::start(UnixListener::bind(directory.path().join("other")).unwrap(), config).unwrap_err();

@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use indicatif::ProgressBar;
 use miette::{IntoDiagnostic, Result, WrapErr, bail, miette};
 
 use super::root::Root;
 use crate::context::Context;
-use crate::setup::apt::{Apt, Package, style};
+use crate::setup::apt::{Apt, Package, source_version, style};
+use crate::setup::tree::unpack_part;
 use crate::setup::{self, KEYRING};
 
 /// What the kernel's build calls: compilers and generators, and of the base system the shell and what makefiles use. openssl and python3 are needed
@@ -64,8 +64,7 @@ pub struct Archives {
 pub fn bring(context: &Context, root: &Root, kernel: &str) -> Result<Archives> {
     let _alone_in_cache = setup::lock_cache(context)?;
     let apt = Apt::open(&context.cache.join("apt"), KEYRING)?;
-    // As 7.3 of 7.3.4+deb13-cloud-amd64.
-    let version = kernel.split(['.', '-', '+']).take(2).collect::<Vec<_>>().join(".");
+    let version = source_version(kernel);
     let wanted = [format!("linux-headers-{kernel}"), format!("linux-source-{version}")];
     let packages = apt.packages(&wanted).wrap_err_with(|| {
         format!("The mirror has the headers of Linux {kernel} no more: remove target/setup, run `cargo xtask setup`, then this again")
@@ -126,21 +125,10 @@ fn unpack_all(archives: &[PathBuf], root: &Root) -> Result<()> {
 
 /// Unpacks one archive, or of it what is named, without what nobody needs.
 pub fn unpack(archive: &Path, folder: &Path, members: &[&str]) -> Result<()> {
-    let failed = || format!("Unpacking {}", archive.display());
-    let mut reader = Command::new("dpkg-deb");
-    reader.arg("--fsys-tarfile").arg(archive).stdout(Stdio::piped());
-    let mut reader = reader.spawn().into_diagnostic().wrap_err_with(failed)?;
-    let mut tar = Command::new("tar");
-    tar.args(["--extract", "--no-same-owner", "--anchored", "--no-wildcards-match-slash", "--directory"]).arg(folder);
-    tar.args(UNWANTED.map(|pattern| format!("--exclude={pattern}"))).args(members);
-    tar.stdin(reader.stdout.take().map_or_else(Stdio::null, Stdio::from));
-    let unpacked = tar.status().into_diagnostic().wrap_err_with(failed)?;
-    drop(tar);
-    let read = reader.wait().into_diagnostic().wrap_err_with(failed)?;
-    if !unpacked.success() || !read.success() {
-        bail!("{} cannot be unpacked: {read}, {unpacked}", archive.display());
-    }
-    Ok(())
+    let patterns = ["--anchored", "--no-wildcards-match-slash"].map(str::to_owned);
+    let unwanted = UNWANTED.map(|pattern| format!("--exclude={pattern}"));
+    let arguments: Vec<String> = patterns.into_iter().chain(unwanted).chain(members.iter().map(|member| (*member).to_owned())).collect();
+    unpack_part(archive, folder, &arguments)
 }
 
 #[cfg(test)]

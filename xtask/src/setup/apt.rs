@@ -365,6 +365,11 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// The version in the name of the package with a kernel's source: `7.3` of `7.3.4+deb13-cloud-amd64`.
+pub fn source_version(kernel: &str) -> String {
+    kernel.split(['.', '-', '+']).take(2).collect::<Vec<_>>().join(".")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use miette::{IntoDiagnostic, Result, WrapErr, bail, miette};
 
 use super::KEYRING;
-use super::apt::{Apt, sha256_of};
+use super::apt::{Apt, sha256_of, source_version};
 use super::tree::unpack;
 
 const BUSYBOX: &str = "busybox";
@@ -87,10 +87,7 @@ fn fetch_busybox(apt: &Apt, folders: &Folders) -> Result<PathBuf> {
 }
 
 fn fetch_sample(apt: &Apt, folders: &Folders) -> Result<PathBuf> {
-    // Such as 7.3 of 7.3.4+deb13-cloud-amd64.
-    let kernel = apt.kernel_version()?;
-    let version: Vec<&str> = kernel.split(['.', '-', '+']).take(2).collect();
-    let source = format!("linux-source-{}", version.join("."));
+    let source = format!("linux-source-{}", source_version(&apt.kernel_version()?));
     let archive = fetch(apt, &source, folders)?;
     let folder = &folders.unpacked;
     eprintln!("setup: extracting one file of {source}");

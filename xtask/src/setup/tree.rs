@@ -83,6 +83,11 @@ pub fn build(setup: &Path, archives: &[PathBuf], kernel: &str) -> Result<String>
 
 /// Unpacks one archive without its documentation.
 pub fn unpack(archive: &Path, root: &Path) -> Result<()> {
+    unpack_part(archive, root, &UNWANTED.map(|path| format!("--exclude={path}")))
+}
+
+/// Unpacks one archive, with further arguments of tar(1): what to leave out, how patterns are read, which members.
+pub fn unpack_part(archive: &Path, root: &Path, arguments: &[String]) -> Result<()> {
     let failed = || format!("Unpacking {}", archive.display());
     let mut reader = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
@@ -92,7 +97,7 @@ pub fn unpack(archive: &Path, root: &Path) -> Result<()> {
         .into_diagnostic()
         .wrap_err_with(failed)?;
     let mut tar = Command::new("tar");
-    tar.args(["--extract", "--no-same-owner", "--directory"]).arg(root).args(UNWANTED.map(|path| format!("--exclude={path}")));
+    tar.args(["--extract", "--no-same-owner", "--directory"]).arg(root).args(arguments);
     if let Some(stream) = reader.stdout.take() {
         tar.stdin(stream);
     }

@@ -15,7 +15,7 @@ use std::{
 
 use nitroxide_device::{Device, Faults, Launcher, Limits};
 use nitroxide_device_pci::{BindError, ParentRam, ParentVsock, ParentVsockError, PciServer, ServerOptions, Stop};
-use nitroxide_enclave::{EngineChoice, Happening, LaunchOptions, MemoryMode, Parent, ParentMemory, ProcessLauncher, SlotRecord};
+use nitroxide_enclave::{Happening, LaunchOptions, MemoryMode, Parent, ParentMemory, ProcessLauncher, SlotRecord};
 use nitroxide_engine::{Engine, Qemu};
 use nitroxide_guest_sys::signals::Signals;
 use nitroxide_world::World;
@@ -30,7 +30,7 @@ use crate::{
     codes::ErrorCode,
     ending, ending_signals,
     failure::Failure,
-    launch, output, parent_qemu,
+    launch, output,
     remarks::Remarks,
     world,
 };
@@ -102,10 +102,6 @@ fn launch_options(arguments: &DeviceArguments) -> LaunchOptions {
         MemoryKind::Isolated => MemoryMode::Isolated,
         MemoryKind::ZeroCopy => MemoryMode::Shared,
     };
-    if options.engine == EngineChoice::None {
-        // Nothing ever looks at the content.
-        tracing::debug!("Enclaves are started without a virtual machine.");
-    }
     options
 }
 
@@ -154,17 +150,27 @@ fn say_what_is_missing(remarks: Remarks) -> Option<Engine> {
 
 /// Says whether the QEMU here can run the virtual machine, and how it is started where its name alone does not start it.
 fn say_which_qemu(qemu: &Qemu, remarks: Remarks) {
-    let Some(lacking) = parent_qemu::lacking(qemu) else { return };
-    if !lacking.is_empty() {
+    if !qemu.lacks_for_parents.is_empty() {
         remarks.note(format!(
             "{} cannot run that virtual machine: it has no {}. Use QEMU 11 or newer, e.g. the one of `cargo xtask setup`",
             qemu.path.display(),
-            lacking.join(" and no ")
+            qemu.lacks_for_parents.join(" and no ")
         ));
     } else if qemu.tree.is_some() {
-        let words: Vec<String> = parent_qemu::words(qemu).iter().map(|word| shell_word(word)).collect();
+        let words: Vec<String> = words(qemu).iter().map(|word| shell_word(word)).collect();
         remarks.note(format!("A QEMU that can run that virtual machine is here: {}", words.join(" ")));
     }
+}
+
+/// The words that start it from a shell.
+fn words(qemu: &Qemu) -> Vec<String> {
+    let command = qemu.command();
+    let mut words: Vec<String> =
+        std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_string_lossy().into_owned()).collect();
+    for folder in qemu.firmware() {
+        words.extend(["-L".to_owned(), folder.to_string_lossy().into_owned()]);
+    }
+    words
 }
 
 /// Says that QEMU may come, and how.
@@ -337,6 +343,24 @@ mod tests {
         assert!(options.contains(&"socket,id=ne-vsock,path=/run/a,,b/v.sock".to_owned()));
         assert_eq!(shell_word("a'b {"), r"'a'\''b {'");
         assert_eq!(shell_word("q35,memory-backend=ne-ram"), "q35,memory-backend=ne-ram");
+    }
+
+    #[test]
+    fn an_installed_qemu_is_started_by_its_path_and_an_unpacked_one_by_its_loader_with_its_firmware() {
+        let qemu = |path: &str, tree: Option<&str>| Qemu {
+            path: path.into(),
+            tree: tree.map(PathBuf::from),
+            has_nsm_device: true,
+            has_sandbox: true,
+            lacks_for_parents: Vec::new(),
+            notes: Vec::new(),
+        };
+        assert_eq!(words(&qemu("/usr/bin/qemu-system-x86_64", None)), ["/usr/bin/qemu-system-x86_64"]);
+        assert_eq!(
+            words(&qemu("/t/usr/bin/qemu-system-x86_64", Some("/t"))).join(" "),
+            "/t/usr/lib64/ld-linux-x86-64.so.2 --library-path /t/usr/lib/x86_64-linux-gnu /t/usr/bin/qemu-system-x86_64 \
+             -L /t/usr/share/qemu -L /t/usr/share/seabios"
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use nitroxide_world::World;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
-use crate::{arguments::DoctorArguments, failure::Failure, output, parent_qemu};
+use crate::{arguments::DoctorArguments, failure::Failure, output};
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -169,7 +169,7 @@ fn nsm(engine: Option<&Engine>) -> Option<Check> {
 /// Whether this QEMU can run a VM that `nitroxide device` makes a parent instance.
 fn parent_vm(engine: Option<&Engine>) -> Option<Check> {
     const NAME: &str = "parent VMs";
-    let lacking = parent_qemu::lacking(engine?.qemu()?)?;
+    let lacking = &engine?.qemu()?.lacks_for_parents;
     Some(if lacking.is_empty() {
         Check::ok(NAME, "this QEMU can attach `nitroxide device` to a virtual machine")
     } else {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use nitroxide_abi::pci::{self, Command, EnclaveStart, Reply, SlotAddMem, SlotAddVcpu, SlotFree};
 use nitroxide_abi::{Code, SlotUid};
+use nitroxide_driver::mailbox::words_of_reply;
 use nitroxide_driver::{Device, Notice, SendError};
 
 /// One slot as the device sees it.
@@ -169,6 +170,16 @@ impl Model {
     }
 }
 
+/// A reply of which only those words are right that the core says it looks at.
+fn as_read(command: Command, reply: &Reply) -> Reply {
+    let whole = reply.to_bytes();
+    let mut bytes = [0xA5; Reply::SIZE];
+    for at in words_of_reply(command) {
+        bytes[*at..*at + 4].copy_from_slice(&whole[*at..*at + 4]);
+    }
+    Reply::from_bytes(&bytes)
+}
+
 impl Device for Model {
     fn send(&mut self, command: Command, request: &[u8]) -> Result<Reply, SendError> {
         if self.gone {
@@ -178,8 +189,8 @@ impl Device for Model {
         self.now_ns += 1_000;
         self.log.push((command, SlotFree::from_prefix(request).map_or(0, |request| request.slot_uid)));
         match self.take_fault(command) {
-            None => Ok(self.execute(command, request)),
-            Some(Fault::Refuse(rc)) => Ok(Reply { rc, ..Reply::default() }),
+            None => Ok(as_read(command, &self.execute(command, request))),
+            Some(Fault::Refuse(rc)) => Ok(as_read(command, &Reply { rc, ..Reply::default() })),
             Some(Fault::LoseReply) => {
                 self.execute(command, request);
                 Err(SendError::NoReply)
