@@ -1,6 +1,6 @@
 //! `cargo xtask soak`: loops that are too long for every test run.
 //!
-//! The same tests with larger numbers: they read `NITROXIDE_SOAK` (20 enclaves at once, a late reply to the C driver) and the driver model's own variables.
+//! The same tests with larger numbers: they read `NITROXIDE_SOAK` (20 enclaves at once) and the driver model's own variables.
 
 use miette::Result;
 
@@ -29,10 +29,6 @@ pub fn run(context: &Context) -> Result<()> {
             context::run(&mut context.cargo(["test", "--package", "nitroxide-vsock", "--test", "guest"]))?;
         }
         Ok(())
-    })?;
-    steps.take("the C driver and a reply that comes too late", || {
-        let mut command = context.cargo(["test", "--package", "nitroxide-conformance", "--examples", "--test", "weaknesses", "--", "w3"]);
-        context::run(command.env("NITROXIDE_SOAK", "1"))
     })?;
     steps.report();
     Ok(())

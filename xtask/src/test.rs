@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use miette::{Result, WrapErr};
 
 use crate::context::{self, Context};
-use crate::{guest, setup, style};
+use crate::{guest, kmod, setup, style};
 
 /// What part of the tests to run.
 #[derive(Debug, clap::Args)]
@@ -25,6 +25,7 @@ pub fn run(context: &Context, options: &Options) -> Result<()> {
     steps.take("setup", || setup::run(context))?;
     steps.take("setup: what only tests need", || setup::extras(context, setup::Extras::Tests))?;
     steps.take("guest programs", || guest::run(context))?;
+    steps.take("kernel module", || kmod::build(context))?;
     steps.take("tests", || {
         let mut command = context.cargo(["test", "--workspace", "--no-fail-fast"]);
         if let Some(filter) = &options.filter {

@@ -1,6 +1,6 @@
-//! A parent VM with the distribution's own driver, unmodified, on `nitroxide device`: what clients inside it see.
+//! A parent VM on `nitroxide device`, with the distribution's own driver, unmodified, or with our module: what clients inside it see is the same.
 //!
-//! Two boots with much in each: the project's own client with reboots, and programs of others (the kernel's sample, QEMU).
+//! Two boots with much in each for either driver: the project's own client with reboots, and programs of others (the kernel's sample, QEMU).
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
 mod common;
@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nitroxide_testkit::images::ImageSpec;
-use nitroxide_testkit::parent_vm::{Builder, ParentVm};
-use nitroxide_testkit::{Setup, ne_ioctl_sample};
+use nitroxide_testkit::parent_vm::{Builder, Driver, ParentVm};
+use nitroxide_testkit::{Setup, kernel_module, ne_ioctl_sample};
 use serde_json::Value;
 
 /// How long a boot of an enclave on a busy machine may take. It only ends hangs.
@@ -33,9 +33,18 @@ fn builder(directory: &Path) -> Builder {
 
 #[test]
 fn the_stock_driver_serves_enclaves_to_our_client_until_they_are_closed_and_across_reboots() {
+    serve_our_client(Driver::C);
+}
+
+#[test]
+fn the_module_serves_enclaves_to_our_client_until_they_are_closed_and_across_reboots() {
+    serve_our_client(Driver::Rust(kernel_module()));
+}
+
+fn serve_our_client(driver: Driver) {
     let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
-    let mut vm = builder(directory.path()).memory_mib(1024).hugepages(256).cpus(6).pool("1-4").may_reboot().boot();
+    let mut vm = builder(directory.path()).driver(driver).memory_mib(1024).hugepages(256).cpus(6).pool("1-4").may_reboot().boot();
 
     // The probe.
     assert_eq!(vm.check("cat /sys/module/nitro_enclaves/parameters/ne_cpus"), "1-4\n");
@@ -105,11 +114,20 @@ fn the_stock_driver_serves_enclaves_to_our_client_until_they_are_closed_and_acro
 }
 
 #[test]
-fn the_kernels_own_sample_and_qemu_boot_enclaves_to_heartbeat_and_see_their_end() {
+fn the_kernels_own_sample_and_qemu_boot_enclaves_to_heartbeat_and_see_their_end_with_the_stock_driver() {
+    serve_programs_of_others(Driver::C);
+}
+
+#[test]
+fn the_kernels_own_sample_and_qemu_boot_enclaves_to_heartbeat_and_see_their_end_with_the_module() {
+    serve_programs_of_others(Driver::Rust(kernel_module()));
+}
+
+fn serve_programs_of_others(driver: Driver) {
     let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
     let qemu = Setup::locate().root().join("usr/bin/qemu-system-x86_64");
-    let vm = builder(directory.path()).program(ne_ioctl_sample()).program(qemu).memory_mib(1280).hugepages(264).boot();
+    let vm = builder(directory.path()).driver(driver).program(ne_ioctl_sample()).program(qemu).memory_mib(1280).hugepages(264).boot();
 
     // The sample: 256 regions of 2 MiB, two vCPUs, a heartbeat on port 9000, then it polls. It sleeps for minutes, so it is ended once it has seen the end.
     let mut sample = vm.start_on_terminal("exec ne_ioctl_sample /root/hello.eif");

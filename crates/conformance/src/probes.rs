@@ -1,6 +1,6 @@
 //! What no list of steps can say: programs of their own that meet one weakness of the C driver each, and print `what -> answer`.
 //!
-//! tests/weaknesses.rs runs them in a machine each, for they may leave the driver broken. W numbers are those of docs/driver.md, "Weaknesses".
+//! tests/drivers/weaknesses.rs runs them in a machine each, for they may leave the driver broken. W numbers are those of docs/driver.md, "Weaknesses".
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -18,13 +18,27 @@ use crate::sys::{self, Backing};
 
 const DEVICE: &str = "/dev/nitro_enclaves";
 const DRIVER: &str = "/sys/bus/pci/drivers/nitro_enclaves";
+const POOL: &str = "/sys/module/nitro_enclaves/parameters/ne_cpus";
 /// Where probes map what they need.
 const BASE: u64 = 0x2000_0000_0000;
 const HUGE: usize = 2 << 20;
 
 /// The probes.
-pub const NAMES: [&str; 9] =
-    ["mm-identity", "late-reply", "unbind", "uid-zero", "refused-pages", "exec", "after-exec", "threads", "compat"];
+pub const NAMES: [&str; 13] = [
+    "mm-identity",
+    "late-reply",
+    "lost-info",
+    "early-interrupts",
+    "slow-start",
+    "unbind",
+    "create",
+    "uid-zero",
+    "refused-pages",
+    "exec",
+    "after-exec",
+    "threads",
+    "compat",
+];
 
 /// Runs one. `argument` is only for `after-exec`.
 ///
@@ -35,7 +49,11 @@ pub fn run(name: &str, argument: Option<&str>) -> io::Result<()> {
     match name {
         "mm-identity" => mm_identity(),
         "late-reply" => late_reply(),
+        "lost-info" => lost_info(),
+        "early-interrupts" => early_interrupts(),
+        "slow-start" => slow_start(),
         "unbind" => unbind(),
+        "create" => in_child("CREATE_VM", &|| create(&File::open(DEVICE).map_err(|_| libc::ENODEV)?).map(|_| 0)),
         "uid-zero" => uid_zero(),
         "refused-pages" => refused_pages(),
         "exec" => exec(),
@@ -107,38 +125,154 @@ fn mm_identity() -> io::Result<()> {
 
 /// W3: a reply that comes after the caller was told that none came.
 fn late_reply() -> io::Result<()> {
-    /// The driver waits for 120 s.
-    const OWN_DELAY: Duration = Duration::from_secs(60);
     let mut control = Pci::find().ok_or_else(|| io::Error::other("The device has no test control."))?;
     let device = File::open(DEVICE)?;
     let enclave = made(&device)?;
-    control.line("faults add-vcpu@1=delay:130s,add-vcpu@2=delay:60s");
-    tell("ADD_VCPU whose reply comes after 130 s", said(add_vcpu(enclave.as_raw_fd(), 0)));
-    let started = Instant::now();
-    tell("the next one", said(add_vcpu(enclave.as_raw_fd(), 0)));
-    tell("the next one returns before its own reply", started.elapsed() < OWN_DELAY / 2);
+    // The driver waits for 120 s.
+    control.line("faults add-vcpu@1=delay:125s,add-vcpu@2=delay:10s");
+    let before = control.replies().unwrap_or(0);
+    tell("ADD_VCPU whose reply comes too late", said(add_vcpu(enclave.as_raw_fd(), 2)));
+    tell("the next one", said(add_vcpu(enclave.as_raw_fd(), 3)));
+    tell("replies until it returned", control.replies().unwrap_or(0).wrapping_sub(before));
+    done()
+}
+
+/// An enclave of 64 MiB and two vCPUs that runs, and its slot. `place` keeps the memory of several apart.
+fn started(device: &File, place: u64) -> io::Result<(OwnedFd, u64)> {
+    const MEMORY: usize = 64 << 20;
+    let mut slot = [0; 8];
+    let fd = sys::ioctl_with(device.as_raw_fd(), ioctl::CREATE_VM, &mut slot).map_err(io::Error::from_raw_os_error)?;
+    let enclave = sys::own(fd).ok_or_else(|| io::Error::other("The driver gave no descriptor."))?;
+    let address = BASE + place * 2 * MEMORY as u64;
+    sys::map(address, MEMORY, libc::PROT_READ | libc::PROT_WRITE, Backing::PrivateHuge)?;
+    set_memory(enclave.as_raw_fd(), address, MEMORY).map_err(io::Error::from_raw_os_error)?;
+    for _ in 0..2 {
+        add_vcpu(enclave.as_raw_fd(), 0).map_err(io::Error::from_raw_os_error)?;
+    }
+    start(enclave.as_raw_fd()).map_err(io::Error::from_raw_os_error)?;
+    Ok((enclave, u64::from_le_bytes(slot)))
+}
+
+/// W2: two enclaves run, one ends, and the second answer about them is lost. Nobody may believe anything of it.
+fn lost_info() -> io::Result<()> {
+    /// The driver waits for 120 s.
+    const LONG_ENOUGH: Duration = Duration::from_secs(125);
+    let mut control = Pci::find().ok_or_else(|| io::Error::other("The device has no test control."))?;
+    let device = File::open(DEVICE)?;
+    let enclaves = [started(&device, 0)?, started(&device, 1)?];
+    control.line("faults info@2=lost");
+    // The C driver asks about the younger one first, and still has its answer in memory when the other's does not come.
+    control.line(&format!("end {:#x}", enclaves[1].1));
+    std::thread::sleep(LONG_ENOUGH);
+    let [other, ended] = enclaves.each_ref().map(|(fd, _)| sys::poll(fd.as_raw_fd(), 0) == Ok(libc::POLLHUP.into()));
+    tell("the one that ended is said to have ended, which depends on the order", ended);
+    tell("the one that runs is said to have ended", other);
+    done()
+}
+
+/// The end of this process would close what is open, which is the next fault of the C driver, or waits for a device that does not answer.
+fn done() -> ! {
+    tell("done", "");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// W6: interrupts while the driver is being bound.
+fn early_interrupts() -> io::Result<()> {
+    let mut control = Pci::find().ok_or_else(|| io::Error::other("The device has no test control."))?;
+    let name = unbind_driver()?;
+    if control.line("early-interrupts") != Some(true) {
+        return Err(io::Error::other("The device knows no early interrupts."));
+    }
+    // The worker of the C driver faults meanwhile, and this may hang with it: that it comes back is told.
+    fs::write(format!("{DRIVER}/bind"), &name)?;
+    tell("the device file is there", std::path::Path::new(DEVICE).exists());
+    let device = File::open(DEVICE)?;
+    tell("CREATE_VM", said(create(&device).map(|_| 0)));
     Ok(())
+}
+
+/// W9: START takes long, and an event comes meanwhile. What does not need the device must not wait for it, and a kill ends the waiting.
+fn slow_start() -> io::Result<()> {
+    /// Longer than all that is tried meanwhile, by far.
+    const LINE: &str = "faults start@1+=delay:40s";
+    const SOON: Duration = Duration::from_secs(15);
+    let mut control = Pci::find().ok_or_else(|| io::Error::other("The device has no test control."))?;
+    control.line(LINE);
+    let (socket, child) = sys::server(|socket| {
+        let _ = sys::send(socket, &[1], None);
+        let started = File::open(DEVICE).and_then(|device| started(&device, 0));
+        let _ = sys::send(socket, &[u8::from(started.is_ok())], None);
+    })?;
+    sys::receive(&socket, &mut [0; 8])?;
+    // ALLOC, ADD_MEM at least once, two vCPUs: after that START is all that is left.
+    let began = Instant::now();
+    while control.memory_bytes() != Some(64 << 20) && began.elapsed() < SOON {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    control.line("event");
+    std::thread::sleep(Duration::from_secs(1));
+    let replies = control.replies();
+    let (writer, pool) = sys::server(|socket| {
+        let text = fs::write(POOL, "2-3").map_err(|error| error.raw_os_error().unwrap_or(0));
+        let _ = sys::send(socket, said(text.map(|()| 0)).as_bytes(), None);
+    })?;
+    tell(
+        "the pool is written meanwhile",
+        if sys::readable(&writer, SOON) { received(&writer)? } else { "not while START is under way".to_owned() },
+    );
+    sys::kill(child);
+    tell("the killed caller is gone before its reply", sys::ended(child, SOON) && control.replies() == replies);
+    sys::kill(pool);
+    done()
+}
+
+fn received(socket: &OwnedFd) -> io::Result<String> {
+    let mut bytes = [0; 64];
+    let (count, _) = sys::receive(socket, &mut bytes)?;
+    Ok(String::from_utf8_lossy(bytes.get(..count).unwrap_or_default()).into_owned())
+}
+
+/// Does something in a child, which a fault of the kernel kills.
+fn in_child(what: &str, act: &dyn Fn() -> Result<i64, i32>) -> io::Result<()> {
+    let value = sys::in_child(|| act().unwrap_or_else(|errno| -i64::from(errno)));
+    tell(what, value.map_or_else(|_| "killed".to_owned(), |value| if value < 0 { code(-value) } else { value.to_string() }));
+    Ok(())
+}
+
+/// Takes the driver off its device; gives the device's name.
+fn unbind_driver() -> io::Result<String> {
+    let bound = fs::read_dir(DRIVER)?.flatten().map(|entry| entry.file_name()).find(|name| name.to_string_lossy().starts_with("0000:"));
+    let name = bound.ok_or_else(|| io::Error::other("The driver has no device."))?.to_string_lossy().into_owned();
+    fs::write(format!("{DRIVER}/unbind"), &name)?;
+    Ok(name)
 }
 
 /// W4: the device goes while descriptors are open.
 fn unbind() -> io::Result<()> {
+    let (holder, _) = sys::server(|socket| {
+        let enclave = File::open(DEVICE).and_then(|device| started(&device, 0));
+        let _ = sys::send(socket, &[u8::from(enclave.is_ok())], None);
+        let _ = sys::receive(socket, &mut [0; 8]);
+        drop(enclave);
+        let _ = sys::send(socket, b"0", None);
+    })?;
+    let mut is_started = [0; 8];
+    sys::receive(&holder, &mut is_started)?;
+    tell("an enclave runs", is_started[0] == 1);
     let device = File::open(DEVICE)?;
     let enclave = made(&device)?;
-    let bound = fs::read_dir(DRIVER)?.flatten().map(|entry| entry.file_name()).find(|name| name.to_string_lossy().starts_with("0000:"));
-    let name = bound.ok_or_else(|| io::Error::other("The driver has no device."))?;
-    fs::write(format!("{DRIVER}/unbind"), name.to_string_lossy().as_bytes())?;
+    unbind_driver()?;
     tell("the device file is there", std::path::Path::new(DEVICE).exists());
-    let in_child = |what: &str, act: &dyn Fn() -> Result<i64, i32>| {
-        let value = sys::in_child(|| act().unwrap_or_else(|errno| -i64::from(errno)));
-        tell(what, value.map_or_else(|_| "killed".to_owned(), |value| if value < 0 { code(-value) } else { value.to_string() }));
-    };
-    in_child("CREATE_VM", &|| sys::ioctl_with(device.as_raw_fd(), ioctl::CREATE_VM, &mut [0; 8]));
-    in_child("ADD_VCPU", &|| add_vcpu(enclave.as_raw_fd(), 0));
-    tell("done", "");
-    // The end of this process would close what is open, which is the next fault of the C driver.
-    loop {
-        std::thread::park();
-    }
+    in_child("poll", &|| sys::poll(enclave.as_raw_fd(), 0))?;
+    in_child("CREATE_VM", &|| create(&device).map(|_| 0))?;
+    in_child("ADD_VCPU", &|| add_vcpu(enclave.as_raw_fd(), 0))?;
+    sys::send(&holder, &[1], None)?;
+    let closed = received(&holder)?;
+    tell("close of the enclave that ran", if closed.is_empty() { "killed" } else { &closed });
+    done()
 }
 
 /// W20: a device that gives the slot number 0.
@@ -156,10 +290,10 @@ fn uid_zero() -> io::Result<()> {
     Ok(())
 }
 
-/// W1: pages that were refused.
+/// W1: pages that were refused, small ones and transparent huge ones.
 fn refused_pages() -> io::Result<()> {
-    const TIMES: usize = 8000;
-    const PAGE: usize = 4096;
+    const SMALL: (usize, usize) = (8000, 4096);
+    const TRANSPARENT: (usize, usize) = (16, HUGE);
     let device = File::open(DEVICE)?;
     let enclave = made(&device)?;
     let free = || {
@@ -167,18 +301,21 @@ fn refused_pages() -> io::Result<()> {
         let line = text.lines().find_map(|line| line.strip_prefix("MemFree:")).unwrap_or_default().trim().to_owned();
         line.trim_end_matches(" kB").parse::<i64>().unwrap_or(0)
     };
-    let before = free();
-    let mut refused = 0;
-    for _ in 0..TIMES {
-        // One page only, and written to: neither a transparent huge page nor the page of zeros.
-        sys::map(BASE, PAGE, libc::PROT_READ | libc::PROT_WRITE, Backing::Anonymous)?;
-        sys::poke(BASE, &[1]);
-        refused += usize::from(set_memory(enclave.as_raw_fd(), BASE, HUGE).is_err());
-        sys::unmap(BASE, PAGE);
+    for (what, (times, bytes)) in [("of 4 KiB", SMALL), ("transparent huge", TRANSPARENT)] {
+        let before = free();
+        let mut refused = 0;
+        for _ in 0..times {
+            // Written to, so that it is not the page of zeros.
+            sys::map(BASE, bytes, libc::PROT_READ | libc::PROT_WRITE, Backing::Anonymous)?;
+            sys::want_transparent(BASE, bytes);
+            sys::poke(BASE, &[1]);
+            refused += usize::from(set_memory(enclave.as_raw_fd(), BASE, HUGE).is_err());
+            sys::unmap(BASE, bytes);
+        }
+        tell(&format!("refused, {what}"), refused);
+        // Both are 32 MB together; what the machine itself takes is far less.
+        tell(&format!("memory is lost, {what}"), before - free() > 16_000);
     }
-    tell("refused", refused);
-    // 8000 pages of 4 KiB are 32 MB; what the machine itself takes is far less.
-    tell("memory is lost", before - free() > 16_000);
     Ok(())
 }
 

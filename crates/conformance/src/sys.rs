@@ -5,6 +5,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use libc::{c_int, c_void};
 
@@ -233,6 +234,35 @@ pub(crate) fn server(serve: impl FnOnce(&OwnedFd)) -> io::Result<(OwnedFd, c_int
             quit()
         }
         child => Ok((ours, child)),
+    }
+}
+
+/// Is there something to receive, or has the other end gone, within this time?
+pub(crate) fn readable(socket: &OwnedFd, patience: Duration) -> bool {
+    let timeout = c_int::try_from(patience.as_millis()).unwrap_or(c_int::MAX);
+    let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry that lives through the call.
+    unsafe { libc::poll(&raw mut entry, 1, timeout) == 1 }
+}
+
+/// Kills a child of ours.
+pub(crate) fn kill(child: c_int) {
+    // SAFETY: only numbers.
+    unsafe { libc::kill(child, libc::SIGKILL) };
+}
+
+/// Has a child of ours ended within this time? It is reaped then.
+pub(crate) fn ended(child: c_int, patience: Duration) -> bool {
+    let began = Instant::now();
+    loop {
+        // SAFETY: our own child; no status is asked for.
+        if unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::WNOHANG) } != 0 {
+            return true;
+        }
+        if began.elapsed() >= patience {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

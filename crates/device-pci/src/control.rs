@@ -38,6 +38,8 @@ pub(crate) enum Line {
     Trace(bool),
     /// `usage`: nothing is done, as the figures are always the present ones.
     Usage,
+    /// `early-interrupts`: both vectors are raised in the middle of the next driver's handshake.
+    EarlyInterrupts,
 }
 
 impl Line {
@@ -55,6 +57,7 @@ impl Line {
             "trace" if rest == "on" => Some(Self::Trace(true)),
             "trace" if rest == "off" => Some(Self::Trace(false)),
             "usage" if rest.is_empty() => Some(Self::Usage),
+            "early-interrupts" if rest.is_empty() => Some(Self::EarlyInterrupts),
             "max-regions" => rest.parse().ok().map(Self::MaxRegions),
             _ => None,
         }
@@ -170,7 +173,20 @@ mod tests {
         assert_eq!(Line::parse("trace on"), Some(Line::Trace(true)));
         assert_eq!(Line::parse("trace off"), Some(Line::Trace(false)));
         assert_eq!(Line::parse("usage"), Some(Line::Usage));
-        for bad in ["", "trace", "trace 1", "usage 1", "event 1", "end", "end 0xg", "max-regions -1", "faults start=", "more"] {
+        assert_eq!(Line::parse("early-interrupts"), Some(Line::EarlyInterrupts));
+        for bad in [
+            "",
+            "trace",
+            "trace 1",
+            "usage 1",
+            "early-interrupts 1",
+            "event 1",
+            "end",
+            "end 0xg",
+            "max-regions -1",
+            "faults start=",
+            "more",
+        ] {
             assert_eq!(Line::parse(bad), None, "{bad}");
         }
     }

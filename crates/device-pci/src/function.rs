@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nitroxide_abi::limits::DEVICE_TIMEOUT_MS;
-use nitroxide_abi::pci::{Command, Reply, SlotFree, VECTOR_EVENT, VECTOR_REPLY, WINDOW_BYTES};
+use nitroxide_abi::pci::{Command, DISABLED, ENABLE, Reply, SlotFree, VECTOR_EVENT, VECTOR_REPLY, WINDOW_BYTES};
 use nitroxide_device::{Device, DeviceCode};
 
 use crate::addresses;
@@ -25,6 +25,9 @@ const MOST_WAITING: usize = 16;
 
 /// After this time Linux' driver has given up and would take the reply for the next command's (weakness W3).
 const REPLY_EXPIRES: Duration = Duration::from_millis(DEVICE_TIMEOUT_MS as u64);
+
+/// How long a handshake lasts that is met by early interrupts: the guest has to take them before it is over.
+const LINGERS: Duration = Duration::from_millis(250);
 
 /// Which region an access is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +66,8 @@ struct State {
     busy: bool,
     /// Counts switchings-off: what began before one has no reply after it.
     epoch: u64,
+    /// Is the next handshake to be met by early interrupts?
+    early_interrupts: bool,
     /// The thread that switches off, if one runs or has run.
     ending: Option<JoinHandle<()>>,
     closed: bool,
@@ -94,6 +99,7 @@ impl Function {
                 waiting: VecDeque::new(),
                 busy: false,
                 epoch: 0,
+                early_interrupts: false,
                 ending: None,
                 closed: false,
             }),
@@ -154,12 +160,19 @@ impl Function {
                 }
             }
             Space::Interrupts => {}
+            Space::Registers if state.early_interrupts && offset == ENABLE && data == [DISABLED] && state.registers.linger() => {
+                state.early_interrupts = false;
+                self.shared.switch_off(state, LINGERS);
+                let mut state = self.shared.lock();
+                state.vectors.raise(VECTOR_REPLY);
+                state.vectors.raise(VECTOR_EVENT);
+            }
             Space::Registers => match state.registers.write(offset, data) {
                 None => {}
                 Some(Act::Enable) => tracing::debug!("The driver switches the device on."),
                 Some(Act::Disable) => {
                     tracing::debug!("The driver switches the device off.");
-                    self.shared.switch_off(state);
+                    self.shared.switch_off(state, Duration::ZERO);
                 }
                 Some(Act::Command { number, request }) => self.shared.submit(state, number, request),
             },
@@ -178,7 +191,7 @@ impl Function {
         state.config = Config::new(control);
         state.vectors.forget_pending();
         if state.registers.force_off() {
-            self.shared.switch_off(state);
+            self.shared.switch_off(state, Duration::ZERO);
         } else if state.registers.power() == Power::Off {
             state.registers.switched_off();
         }
@@ -242,8 +255,8 @@ impl Shared {
         }
     }
 
-    /// Frees everything on a thread of its own; the enable register says when that is done. The registers are in [`Power::Ending`].
-    fn switch_off(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+    /// Frees everything on a thread of its own; the enable register says when that is done, `lingers` later. The registers are in [`Power::Ending`].
+    fn switch_off(self: &Arc<Self>, mut state: MutexGuard<'_, State>, lingers: Duration) {
         state.epoch = state.epoch.wrapping_add(1);
         state.waiting.clear();
         state.vectors.forget_pending();
@@ -253,6 +266,7 @@ impl Shared {
             if let Some(earlier) = earlier {
                 let _ = earlier.join();
             }
+            std::thread::sleep(lingers);
             shared.free_everything().registers.switched_off();
             shared.changed.notify_all();
         };
@@ -294,6 +308,7 @@ impl Shared {
             Line::MaxRegions(count) => self.device.set_max_regions(count),
             Line::Trace(on) => self.trace.store(on, Ordering::Relaxed),
             Line::Usage => {}
+            Line::EarlyInterrupts => self.lock().early_interrupts = true,
         }
         Ok(())
     }

@@ -153,6 +153,15 @@ impl Registers {
         on
     }
 
+    /// Reads as a device that is still being switched off although it is off already, until [`Registers::switched_off`]; false if it is not off.
+    pub fn linger(&mut self) -> bool {
+        let off = self.power == Power::Off;
+        if off {
+            self.power = Power::Ending;
+        }
+        off
+    }
+
     /// Puts a reply into its window; what stood there before is gone.
     pub fn put_reply(&mut self, reply: &Reply) {
         let bytes = reply.to_bytes();

@@ -427,6 +427,22 @@ fn the_test_control_steers_the_device() {
 }
 
 #[test]
+fn early_interrupts_come_within_one_handshake() {
+    let rig = Rig::with(ServerOptions { test_control: true }, "");
+    let mut guest = rig.connect();
+    guest.set_up_interrupts();
+    assert_eq!(guest.control("early-interrupts"), 0);
+    guest.write(pci::ENABLE, &[0]);
+    assert_eq!(guest.read(pci::ENABLE), [1]);
+    assert!(interrupted(&guest.reply, PATIENCE) && interrupted(&guest.event, PATIENCE));
+    guest.probe();
+    guest.start_enclave(0);
+    guest.disable();
+    guest.disable();
+    assert!(!interrupted(&guest.event, SHORTLY) && !interrupted(&guest.reply, SHORTLY));
+}
+
+#[test]
 fn without_the_option_there_is_no_test_control() {
     let rig = Rig::new();
     let mut guest = rig.connect();

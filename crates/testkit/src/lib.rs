@@ -9,5 +9,5 @@ pub mod parent_vm;
 mod programs;
 mod setup;
 
-pub use programs::{guest_program, ne_ioctl_sample};
+pub use programs::{guest_program, kernel_module, ne_ioctl_sample};
 pub use setup::Setup;

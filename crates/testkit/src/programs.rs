@@ -19,6 +19,20 @@ pub fn guest_program(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("the guest program {name} was not built: run `cargo xtask guest` first"))
 }
 
+/// Our Linux module, for the kernel of a parent VM.
+///
+/// # Panics
+///
+/// Where it was not built: `cargo xtask kmod` builds it.
+pub fn kernel_module() -> PathBuf {
+    let program = std::env::current_exe().expect("the running program has a path");
+    program
+        .ancestors()
+        .map(|folder| folder.join("kmod/nitro_enclaves.ko"))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("the kernel module was not built: run `cargo xtask kmod` first"))
+}
+
 /// The kernel's own sample program for Nitro Enclaves (`samples/nitro_enclaves/ne_ioctl_sample.c`, unmodified), static, compiled against this
 /// project's header (include/uapi).
 ///

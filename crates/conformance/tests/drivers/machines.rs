@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nitroxide_testkit::guest_program;
 use nitroxide_testkit::parent_vm::{Builder, Driver, ParentVm};
+use nitroxide_testkit::{guest_program, kernel_module};
 
 /// It only ends hangs.
 pub const PATIENCE: Duration = Duration::from_secs(900);
@@ -17,6 +17,11 @@ pub fn null_device() -> PathBuf {
     program
 }
 
+/// Our module.
+pub fn ours() -> Driver {
+    Driver::Rust(kernel_module())
+}
+
 /// Six CPUs in cores of two threads, of which 2-5 are the pool.
 pub fn machine(driver: Driver) -> Builder {
     shaped(driver, "6,sockets=1,cores=3,threads=2", "2-5")
@@ -25,7 +30,8 @@ pub fn machine(driver: Driver) -> Builder {
 /// A machine with other CPUs (what QEMU calls `-smp`) and another pool.
 pub fn shaped(driver: Driver, cpus: &str, pool: &str) -> Builder {
     let count = cpus.split(',').next().and_then(|count| count.parse().ok()).expect("it begins with a number");
-    ParentVm::builder()
+    let with_ours = if driver == Driver::C { vec![(kernel_module(), "modules/nitroxide.ko")] } else { Vec::new() };
+    let builder = ParentVm::builder()
         .memory_mib(1024)
         .cpus(count)
         .qemu_arguments(["-smp", cpus])
@@ -33,7 +39,8 @@ pub fn shaped(driver: Driver, cpus: &str, pool: &str) -> Builder {
         .pool(pool)
         .driver(driver)
         .device_program(null_device())
-        .program(guest_program("nitroxide-conformance"))
+        .program(guest_program("nitroxide-conformance"));
+    with_ours.into_iter().fold(builder, |builder, (here, there)| builder.file(here, there))
 }
 
 /// Runs our program in the machine and gives what it prints.
@@ -43,4 +50,15 @@ pub fn run(vm: &ParentVm, arguments: &str) -> String {
         .unwrap_or_else(|error| panic!("{error}\n{}", vm.everything()));
     assert_eq!(output.status, 0, "{}\n{}", output.stdout, vm.console());
     output.stdout
+}
+
+/// Our module instead of the C driver, in the same machine: answers depend on which huge pages are neighbours, and that is another at every boot.
+pub fn swap_to_ours(vm: &ParentVm, pool: &str) {
+    vm.check(&format!("rmmod nitro_enclaves && insmod /modules/nitroxide.ko ne_cpus={pool}"));
+}
+
+/// What the kernel complained of.
+pub fn complaint(vm: &ParentVm) -> &'static str {
+    let console = vm.console();
+    ["Oops", "BUG", "WARNING", "INFO: task", "KASAN"].into_iter().find(|word| console.contains(word)).unwrap_or("nothing")
 }

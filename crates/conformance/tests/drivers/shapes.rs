@@ -1,21 +1,23 @@
-//! Machines of other shapes: two nodes, a page of 1 GiB, cores of one thread and of three. The C driver's answers, and that the core says the same.
-
-#![cfg(feature = "core")]
-
-mod common;
+//! Machines of other shapes: two nodes, a page of 1 GiB, cores of one thread and of three. The answers of both drivers, and that the core says the same.
 
 use nitroxide_conformance::cases;
 use nitroxide_conformance::compare::compare;
 use nitroxide_conformance::simulated::Core;
 use nitroxide_conformance::transcript::{Transcript, run_all};
-use nitroxide_testkit::parent_vm::{Builder, Driver};
+use nitroxide_testkit::parent_vm::{Builder, Driver, ParentVm};
 
-use common::{machine, run, shaped};
+use crate::machines::{machine, ours, run, shaped};
 
-/// Runs a case there and by the core; `head` is what the core cannot see of the machine. Gives what the machine said, and the rules that were used.
-fn both(machine: Builder, name: &str, head: &[(&str, &str)]) -> (String, Vec<&'static str>) {
-    let vm = machine.boot();
-    let text = run(&vm, &format!("run --shapes --control pci --filter {name}"));
+/// Runs a case with each driver in a machine of its own and by the core; `head` is what the core cannot see of the machine. Gives what the C driver said, and the
+/// rules that were used for it; the module needs none.
+fn both(machine: impl Fn(Driver) -> Builder, name: &str, head: &[(&str, &str)]) -> (String, Vec<&'static str>) {
+    let (ours, needed) = beside_core(&machine(ours()).boot(), name, head);
+    assert!(needed.is_empty(), "{ours}");
+    beside_core(&machine(Driver::C).boot(), name, head)
+}
+
+fn beside_core(vm: &ParentVm, name: &str, head: &[(&str, &str)]) -> (String, Vec<&'static str>) {
+    let text = run(vm, &format!("run --shapes --control pci --filter {name}"));
     let mut said = Transcript::parse(&text).expect("our program prints a transcript");
     said.head.extend(head.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     let cases = cases::shapes().into_iter().filter(|case| case.name == name);
@@ -54,17 +56,19 @@ fn two_nodes() -> Vec<u8> {
 fn memory_of_another_node_is_refused_and_so_is_a_pool_of_two_nodes() {
     let table = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("two-nodes");
     std::fs::write(&table, two_nodes()).expect("the folder for tests can be written");
-    let machine = shaped(Driver::C, "6,sockets=1,cores=3,threads=2", "4-5")
-        .hugepages(0)
-        .qemu_arguments(["-acpitable", &format!("sig=SRAT,rev=3,data={}", table.display())])
-        .at_start("echo 140 > /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages");
+    let machine = |driver| {
+        shaped(driver, "6,sockets=1,cores=3,threads=2", "4-5")
+            .hugepages(0)
+            .qemu_arguments(["-acpitable", &format!("sig=SRAT,rev=3,data={}", table.display())])
+            .at_start("echo 140 > /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages")
+    };
     let (text, _) = both(machine, "numa", &[("second node from", "4")]);
     assert!(text.contains("NE_ERR_MEM_DIFFERENT_NUMA_NODE") && text.contains("pool \"2-5\" -> EINVAL"), "{text}");
 }
 
 #[test]
 fn page_of_1_gib_is_given_whole_and_the_c_driver_gives_it_for_2_mib() {
-    let machine = machine(Driver::C).memory_mib(4096).kernel_parameters("hugepagesz=1G hugepages=1");
+    let machine = |driver| machine(driver).memory_mib(4096).kernel_parameters("hugepagesz=1G hugepages=1");
     let (text, rules) = both(machine, "gigantic", &[("gigantic", "1")]);
     assert!(text.contains("NE_ERR_INVALID_PAGE_SIZE") && text.contains("1024M"), "{text}");
     assert_eq!(rules, ["W14"]);
@@ -72,10 +76,10 @@ fn page_of_1_gib_is_given_whole_and_the_c_driver_gives_it_for_2_mib() {
 
 #[test]
 fn cores_of_one_thread_and_an_odd_number_of_them() {
-    both(shaped(Driver::C, "7,sockets=1,cores=7,threads=1", "3-5"), "cores", &[]);
+    both(|driver| shaped(driver, "7,sockets=1,cores=7,threads=1", "3-5"), "cores", &[]);
 }
 
 #[test]
 fn cores_of_three_threads() {
-    both(shaped(Driver::C, "6,sockets=1,cores=2,threads=3", "3-5"), "cores", &[]);
+    both(|driver| shaped(driver, "6,sockets=1,cores=2,threads=3", "3-5"), "cores", &[]);
 }
