@@ -1,7 +1,8 @@
 //! The device's registers used without mistaking one reply for another: a [`Mailbox`] is a [`Device`] over a [`Port`].
 //!
-//! Every reply moves the low half of register 0x00c by one. A reply is believed only if exactly one came since its command was
-//! given; while a reply is owed, nothing is sent (W3). Decisions: docs/driver.md, "The mailbox".
+//! Every reply moves the low half of register 0x00c by one, and nothing else does. A reply is believed only once the counter has moved
+//! since its command was given; while a reply is owed, nothing is sent (W3). So where the counter stands before a command is known from
+//! the reply before it, and one read per command is enough. Decisions: docs/driver.md, "The mailbox".
 
 use nitroxide_abi::limits::DEVICE_TIMEOUT_MS;
 use nitroxide_abi::pci::{Command, EventCounter, Reply, SlotFree};
@@ -50,7 +51,6 @@ pub fn words_of_reply(command: Command) -> &'static [usize] {
     // rc at 0, slot_uid at 8, enclave_cid at 16, mem_regions at 32, state at 64 (kernel file ne_pci_dev.h, struct ne_pci_dev_cmd_reply).
     match command {
         Command::SlotAlloc => &[0, 8, 12, 32, 36],
-        Command::SlotFree => &[0, 8, 12],
         Command::EnclaveStart => &[0, 16, 20],
         Command::SlotInfo => &[0, 64],
         _ => &[0],
@@ -71,6 +71,9 @@ impl From<PortGone> for SendError {
 /// do not know, and interrupts are believed instead, until the counter is seen to move after all.
 const GRACE_MS: u32 = 1_000;
 
+/// How long a wait sleeps before it looks whether the reply came without its interrupt, in milliseconds; each further sleep is twice as long.
+const FIRST_SLEEP_MS: u32 = 1_000;
+
 /// One device's mailbox.
 #[derive(Debug)]
 pub struct Mailbox<P> {
@@ -80,12 +83,14 @@ pub struct Mailbox<P> {
     owed: Option<(Command, u16)>,
     /// Does the reply counter move? Unknown until the first reply; only `Some(true)` is final.
     counts: Option<bool>,
+    /// Where the reply counter stands, if that is known without a look.
+    settled: Option<u16>,
 }
 
 impl<P: Port> Mailbox<P> {
     /// A mailbox over the registers of a device that was just enabled.
     pub fn new(port: P) -> Self {
-        Self { port, timeout_ms: DEVICE_TIMEOUT_MS, owed: None, counts: None }
+        Self { port, timeout_ms: DEVICE_TIMEOUT_MS, owed: None, counts: None, settled: None }
     }
 
     /// The same with another time limit per command, in milliseconds.
@@ -108,41 +113,66 @@ impl<P: Port> Mailbox<P> {
     /// The device was switched off and on again: it owes nothing and holds nothing. Its counters may start anew.
     pub fn was_reset(&mut self) {
         self.owed = None;
+        self.settled = None;
     }
 
     /// Waits for the reply to the command that is owed; false when the time is up.
-    fn await_reply(&mut self) -> Result<bool, SendError> {
+    ///
+    /// `look_first`: may the reply have come long ago? Behind a command that was given a moment ago a look would only cost a read.
+    fn await_reply(&mut self, look_first: bool) -> Result<bool, SendError> {
         let Some((_, before)) = self.owed else { return Ok(true) };
         let mut left_ms = self.timeout_ms;
+        let mut sleep_ms = FIRST_SLEEP_MS;
         let mut interrupted = false;
+        let mut look = look_first;
         loop {
-            // Looked at before and after every sleep: the reply may be there although its interrupt was lost.
-            if self.port.counter().replies != before {
-                self.counts = Some(true);
+            if look && self.was_counted(before) {
                 return Ok(true);
             }
+            look = true;
             if interrupted && self.counts == Some(false) {
                 return Ok(true);
             }
-            match self.port.wait(left_ms)? {
-                Some(left) => {
+            if left_ms == 0 {
+                if !interrupted || self.counts.is_some() {
+                    return Ok(false);
+                }
+                self.counts = Some(false);
+                self.port.notice(&Notice::CounterStandsStill);
+                continue;
+            }
+            let now_ms = sleep_ms.min(left_ms);
+            left_ms = left_ms.saturating_sub(now_ms);
+            match self.port.wait(now_ms)? {
+                Some(rest_ms) => {
                     interrupted = true;
-                    left_ms = if self.counts == Some(true) { left } else { left.min(GRACE_MS) };
+                    left_ms = left_ms.saturating_add(rest_ms);
+                    if self.counts != Some(true) {
+                        left_ms = left_ms.min(GRACE_MS);
+                    }
                 }
-                None if self.port.counter().replies != before => {}
-                None if interrupted && self.counts.is_none() => {
-                    self.counts = Some(false);
-                    self.port.notice(&Notice::CounterStandsStill);
-                }
-                None => return Ok(false),
+                // The reply may be there although its interrupt was lost.
+                None => sleep_ms = sleep_ms.saturating_mul(2),
             }
         }
+    }
+
+    /// Has the counter moved since it was `before`?
+    fn was_counted(&mut self, before: u16) -> bool {
+        let now = self.port.counter().replies;
+        if now == before {
+            return false;
+        }
+        self.counts = Some(true);
+        // More than one: this device counts what we did not ask for, and the next command looks before it begins.
+        self.settled = Some(now).filter(|now| *now == before.wrapping_add(1));
+        true
     }
 
     /// Waits until the device owes nothing; a late reply is thrown away, but a slot in it is freed.
     fn drain(&mut self) -> Result<(), SendError> {
         let Some((command, _)) = self.owed else { return Ok(()) };
-        if !self.await_reply()? {
+        if !self.await_reply(true)? {
             return Err(SendError::NotSent);
         }
         self.owed = None;
@@ -152,9 +182,10 @@ impl<P: Port> Mailbox<P> {
             return Ok(());
         }
         // Its caller was told ETIMEDOUT: nobody else will ever free this slot.
-        let freed = self.exchange(Command::SlotFree, &SlotFree { slot_uid: reply.slot_uid }.to_bytes());
+        let slot_uid = reply.slot_uid;
+        let freed = self.exchange(Command::SlotFree, &SlotFree { slot_uid }.to_bytes());
         match freed {
-            Ok(reply) if reply.rc >= 0 => self.port.notice(&Notice::OrphanFreed { slot: SlotUid(reply.slot_uid) }),
+            Ok(reply) if reply.rc >= 0 => self.port.notice(&Notice::OrphanFreed { slot: SlotUid(slot_uid) }),
             Ok(_) => {}
             // The command that waits behind this one was not sent.
             Err(SendError::NoReply | SendError::NotSent) => return Err(SendError::NotSent),
@@ -164,10 +195,11 @@ impl<P: Port> Mailbox<P> {
     }
 
     fn exchange(&mut self, command: Command, request: &[u8]) -> Result<Reply, SendError> {
-        let before = self.port.counter().replies;
+        // Only replies move the counter, and none is owed: it stands where the last reply left it.
+        let before = self.settled.take().unwrap_or_else(|| self.port.counter().replies);
         self.port.submit(command, request)?;
         self.owed = Some((command, before));
-        if !self.await_reply()? {
+        if !self.await_reply(false)? {
             self.port.notice(&Notice::Timeout { command });
             return Err(SendError::NoReply);
         }

@@ -72,7 +72,38 @@ fn w3_reply_whose_interrupt_was_lost_is_found_by_the_counter() {
     let mut f = fixture();
     deliver(&mut f, Delivery { delay_ms: 10, silent: true, spurious: false });
     f.create(ARGUMENT).unwrap();
-    assert_eq!(f.device.port_mut().now_ms, u64::from(TIMEOUT_MS));
+    assert_eq!(f.device.port_mut().now_ms, 1_000, "after the first sleep");
+    deliver(&mut f, Delivery { delay_ms: TIMEOUT_MS - 1, silent: true, spurious: false });
+    f.create(ARGUMENT).unwrap();
+    assert_eq!(f.device.port_mut().now_ms, u64::from(1_000 + TIMEOUT_MS), "and when the time is up");
+}
+
+#[test]
+fn command_reads_the_counter_once_unless_it_moved_in_another_way_than_expected() {
+    let mut f = fixture();
+    f.create(ARGUMENT).unwrap();
+    assert_eq!(f.device.port_mut().counter_reads, 2, "where it stands is not known before the first command");
+    let mut e = f.create(ARGUMENT).unwrap();
+    f.device.port_mut().stray_counts = 1;
+    f.add_vcpu(&mut e, 0).unwrap();
+    assert_eq!(f.device.port_mut().counter_reads, 4);
+    f.add_vcpu(&mut e, 0).unwrap();
+    assert_eq!(f.device.port_mut().counter_reads, 6);
+    f.add_vcpu(&mut e, 0).unwrap();
+    assert_eq!(f.device.port_mut().counter_reads, 7);
+}
+
+/// What was remembered of the counter is not older than the last reply, a late one included.
+#[test]
+fn w3_stray_interrupt_behind_a_late_reply_is_no_reply() {
+    let mut f = fixture();
+    let mut e = f.create(ARGUMENT).unwrap();
+    deliver(&mut f, late(TIMEOUT_MS + 10));
+    assert_eq!(f.add_vcpu(&mut e, 0), Err(Code::ETIMEDOUT));
+    deliver(&mut f, Delivery { delay_ms: 300, silent: false, spurious: true });
+    let before = f.device.port_mut().now_ms;
+    assert_eq!(f.add_vcpu(&mut e, 3), Ok(3));
+    assert_eq!(f.device.port_mut().now_ms - before, 10 + 300);
 }
 
 #[test]

@@ -30,6 +30,10 @@ pub struct Registers {
     pub counter_stands_still: bool,
     /// Spurious interrupts may come before the first reply.
     pub spurious_from_the_start: bool,
+    /// The next reply is counted so many times too often.
+    pub stray_counts: u16,
+    /// How often the counter was read.
+    pub counter_reads: usize,
     counter: EventCounter,
     /// The window.
     reply: Reply,
@@ -52,6 +56,8 @@ impl Registers {
             deliveries: VecDeque::new(),
             counter_stands_still: false,
             spurious_from_the_start: false,
+            stray_counts: 0,
+            counter_reads: 0,
             counter: EventCounter { replies: u16::MAX - 2, events: 7 },
             reply: Reply::default(),
             last_made: None,
@@ -72,7 +78,7 @@ impl Registers {
                 self.reply = reply;
                 self.interrupt |= !silent;
                 if !self.counter_stands_still {
-                    self.counter.replies = self.counter.replies.wrapping_add(1);
+                    self.counter.replies = self.counter.replies.wrapping_add(1).wrapping_add(std::mem::take(&mut self.stray_counts));
                 }
             }
         }
@@ -135,6 +141,7 @@ impl Port for Registers {
     }
 
     fn counter(&mut self) -> EventCounter {
+        self.counter_reads += 1;
         self.counter
     }
 
