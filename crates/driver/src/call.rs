@@ -41,7 +41,8 @@ where
         ioctl::ADD_VCPU => {
             let mut bytes = [0; 4];
             client.read(argument, &mut bytes)?;
-            let cpu = enclave.add_vcpu(machine, device, client.is_owner(), CpuId(u32::from_le_bytes(bytes)))?;
+            let cpu = enclave.add_vcpu(machine, device, client.is_owner(), CpuId(u32::from_le_bytes(bytes)));
+            let cpu = told(enclave.slot, device, cpu)?;
             // If this fails the vCPU stays: the device has it, and no command takes it back.
             client.write(argument, &cpu.0.to_le_bytes())?;
         }
@@ -49,29 +50,40 @@ where
             let mut bytes = [0; ImageLoadInfo::SIZE];
             client.read(argument, &mut bytes)?;
             let request = ImageLoadInfo::from_bytes(&bytes);
-            let memory_offset = enclave.image_load_info(request.flags)?;
+            let memory_offset = told(enclave.slot, device, enclave.image_load_info(request.flags))?;
             client.write(argument, &ImageLoadInfo { memory_offset, ..request }.to_bytes())?;
         }
         ioctl::SET_USER_MEMORY_REGION => {
             let mut bytes = [0; UserMemoryRegion::SIZE];
             client.read(argument, &mut bytes)?;
-            enclave.set_memory(machine, device, client, &UserMemoryRegion::from_bytes(&bytes))?;
+            let result = enclave.set_memory(machine, device, client, &UserMemoryRegion::from_bytes(&bytes));
+            told(enclave.slot, device, result)?;
         }
         ioctl::START_ENCLAVE => {
             let mut bytes = [0; EnclaveStartInfo::SIZE];
             client.read(argument, &mut bytes)?;
             let request = EnclaveStartInfo::from_bytes(&bytes);
-            let enclave_cid = enclave.start(machine, device, &request)?;
+            let enclave_cid = enclave.start(machine, device, &request);
+            let enclave_cid = told(enclave.slot, device, enclave_cid)?;
             // If this fails the enclave runs all the same.
             client.write(argument, &EnclaveStartInfo { enclave_cid, ..request }.to_bytes())?;
         }
         extension::STOP => {
             read_stop(client, argument)?;
-            enclave.stop(device)?;
+            let result = enclave.stop(device);
+            told(enclave.slot, device, result)?;
         }
         _ => return Err(Code::ENOTTY),
     }
     Ok(0)
+}
+
+/// Tells why a call is refused, and makes a code of it.
+fn told<T, E: Copy + Into<Code> + core::fmt::Display>(slot: SlotUid, device: &mut impl Device, result: Result<T, E>) -> Result<T, Code> {
+    result.map_err(|error| {
+        device.refused(slot, &error);
+        error.into()
+    })
 }
 
 /// Answers the commands on an enclave's descriptor that only look.

@@ -27,6 +27,11 @@ pub trait Device {
 
     /// Something that the machine's owner should find in the log.
     fn notice(&mut self, notice: &Notice);
+
+    /// A call about this slot is refused, and why: several reasons share a code. For who traces calls; nothing depends on it.
+    fn refused(&mut self, slot: SlotUid, why: &dyn fmt::Display) {
+        let _ = (slot, why);
+    }
 }
 
 /// Why there is no reply.

@@ -210,3 +210,16 @@ fn foreign_words_are_enotty_everywhere() {
     assert_eq!(on_device(&f, ioctl::ADD_VCPU), Err(Code::ENOTTY));
     assert_eq!(on_device(&f, extension::STOP), Err(Code::ENOTTY));
 }
+
+/// For who traces calls: two reasons that share a code are told apart.
+#[test]
+fn refused_call_tells_why() {
+    let mut f = Fixture::new(8);
+    let mut e = f.create(ARGUMENT).unwrap();
+    let mut stranger = f.memory.stranger();
+    assert_eq!(f.add_vcpu_as(&mut e, &mut stranger, 0), Err(Code::EIO));
+    assert_eq!(f.start(&mut e, 0, 0), Err(Code::NO_MEM_REGIONS_ADDED));
+    let slot = e.slot_uid();
+    let expected = ["Only the process that created the enclave may add vCPUs.", "The enclave has no memory yet."];
+    assert_eq!(f.device.refusals, expected.map(|why| format!("{slot}: {why}")));
+}

@@ -47,6 +47,8 @@ pub struct Model {
     /// SLOT_ADD_MEM requests: address and size.
     pub donated: Vec<(u64, u64)>,
     pub notices: Vec<String>,
+    /// Why calls were refused.
+    pub refusals: Vec<String>,
 }
 
 impl Model {
@@ -209,5 +211,9 @@ impl Device for Model {
 
     fn notice(&mut self, notice: &Notice) {
         self.notices.push(notice.to_string());
+    }
+
+    fn refused(&mut self, slot: SlotUid, why: &dyn std::fmt::Display) {
+        self.refusals.push(format!("{slot}: {why}"));
     }
 }
