@@ -9,7 +9,8 @@ use kernel::uaccess::{UserPtr, UserSlice};
 use nitroxide_abi::{limits, Code};
 use nitroxide_driver::{Client, Page, Pages};
 
-use crate::sys::{self, PinnedPage};
+use crate::parameter;
+use crate::sys::{self, LockedPages, PinnedPage};
 
 /// The largest region: bookkeeping of 4 MiB at 8 bytes per page of 2 MiB, 1 TiB of memory. The C driver's arrays have the same bound
 /// from kmalloc, but warn of it (W8).
@@ -17,19 +18,26 @@ const MOST_PAGES: u64 = (4 << 20) / 8;
 
 /// Pages of one region; dropped, all of them are unpinned.
 #[derive(Default)]
-pub(crate) struct PinnedPages(Vec<PinnedPage, KVmalloc>);
+pub(crate) struct PinnedPages {
+    pages: Vec<PinnedPage, KVmalloc>,
+    /// What of them is counted against the creator's limit; none unless the module was told to count.
+    charge: Option<LockedPages>,
+}
 
 impl Pages for PinnedPages {
     fn count(&self) -> usize {
-        self.0.len()
+        self.pages.len()
     }
 
     fn get(&self, index: usize) -> Option<Page> {
-        self.0.get(index).map(PinnedPage::describe)
+        self.pages.get(index).map(PinnedPage::describe)
     }
 
     fn keep(&mut self, count: usize) {
-        self.0.truncate(count);
+        self.pages.truncate(count);
+        if let Some(charge) = &mut self.charge {
+            charge.keep(self.pages.iter().fold(0, |sum, page| page.describe().size.saturating_add(sum)));
+        }
     }
 }
 
@@ -71,15 +79,18 @@ impl Client for Caller<'_> {
         if size / limits::GRANULE > MOST_PAGES {
             return Err(Code::ENOMEM);
         }
-        Ok(PinnedPages::default())
+        let owner = self.owner.filter(|_| parameter::accounts_memlock());
+        // All of it before the first page is pinned: a region beyond the limit costs nothing.
+        let charge = owner.map(|owner| LockedPages::charge(owner, size)).transpose()?;
+        Ok(PinnedPages { pages: Vec::new(), charge })
     }
 
     fn pin_next(&mut self, pages: &mut PinnedPages, address: u64) -> Result<Page, Code> {
         // Grows with what is really pinned: asking for much reserves nothing.
-        pages.0.reserve(1, flags::GFP_KERNEL_ACCOUNT | flags::__GFP_NOWARN).map_err(|_| Code::ENOMEM)?;
+        pages.pages.reserve(1, flags::GFP_KERNEL_ACCOUNT | flags::__GFP_NOWARN).map_err(|_| Code::ENOMEM)?;
         let pinned = PinnedPage::pin(address)?;
         let page = pinned.describe();
-        pages.0.push_within_capacity(pinned).map_err(|_| Code::ENOMEM)?;
+        pages.pages.push_within_capacity(pinned).map_err(|_| Code::ENOMEM)?;
         Ok(page)
     }
 }

@@ -10,16 +10,17 @@ use kernel::prelude::*;
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
 use kernel::sync::{new_mutex, Arc, Mutex};
 use kernel::time::Delta;
-use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
+use kernel::workqueue::{impl_has_delayed_work, impl_has_work, new_delayed_work, new_work, DelayedWork, Work, WorkItem};
 use nitroxide_abi::pci as registers;
 use nitroxide_abi::pci::{Command, EventCounter, Reply};
-use nitroxide_abi::{limits, Code};
+use nitroxide_abi::{limits, Code, SlotUid};
 use nitroxide_driver::mailbox::{words_of_reply, PortGone};
 use nitroxide_driver::{Device, Mailbox, Notice, Port, SendError};
 
+use crate::enclave::EnclaveFile;
 use crate::home::Home;
-use crate::log::Shown;
 use crate::sys::{OrderedQueue, ReplySignal, Waited};
+use crate::{log, statistics, sys, trace};
 
 /// Bytes of BAR 3 that are used.
 pub(crate) const REGISTER_BYTES: usize = registers::REGISTER_BYTES as usize;
@@ -129,6 +130,7 @@ impl Port for RegisterPort {
         if self.registers.is_gone() {
             return Err(PortGone);
         }
+        statistics::COMMANDS.count();
         self.registers.reply.forget();
         self.command = Some(command);
         let written = self.registers.bar.try_access_with(|bar| {
@@ -194,7 +196,11 @@ impl Port for RegisterPort {
         if read.is_none() || self.registers.is_gone() {
             return Reply { rc: Code::ENODEV.negative(), ..Reply::default() };
         }
-        Reply::from_bytes(&bytes)
+        let reply = Reply::from_bytes(&bytes);
+        if reply.rc < 0 {
+            statistics::COMMANDS_REFUSED.count();
+        }
+        reply
     }
 
     fn events_seen(&mut self) -> u64 {
@@ -202,11 +208,16 @@ impl Port for RegisterPort {
     }
 
     fn now_ns(&mut self) -> u64 {
-        crate::sys::boot_ns()
+        sys::boot_ns()
     }
 
     fn notice(&mut self, notice: &Notice) {
-        pr_warn!("{}\n", Shown(notice));
+        match notice {
+            Notice::Timeout { .. } => statistics::COMMANDS_TIMED_OUT.count(),
+            Notice::LateReply { .. } => statistics::LATE_REPLIES.count(),
+            _ => {}
+        }
+        log::notice(notice);
     }
 }
 
@@ -222,10 +233,31 @@ pub(crate) struct NitroDevice {
     mailbox: Mutex<Mailbox<RegisterPort>>,
     #[pin]
     work: Work<NitroDevice>,
+    #[pin]
+    retry: DelayedWork<NitroDevice, RETRY>,
+    #[pin]
+    retries: Mutex<Retries>,
     home: Arc<Home>,
 }
 
 impl_has_work! { impl HasWork<Self> for NitroDevice { self.work } }
+impl_has_delayed_work! { impl HasDelayedWork<Self, 1> for NitroDevice { self.retry } }
+
+/// Which of the two works tries again.
+const RETRY: u64 = 1;
+/// How long after a failure it is tried again, in milliseconds; each further time twice as long.
+const FIRST_RETRY_MS: u32 = 1_000;
+/// The longest time between two tries.
+const LAST_RETRY_MS: u32 = 60_000;
+
+/// When what the device did not do is tried again.
+struct Retries {
+    /// Waits the work for its time?
+    armed: bool,
+    /// The device is gone: nothing is tried on it any more, and the work must not be queued.
+    over: bool,
+    delay_ms: u32,
+}
 
 impl NitroDevice {
     /// A device with these registers, which may be enabled from now on.
@@ -240,6 +272,8 @@ impl NitroDevice {
                 registers,
                 mailbox <- new_mutex!(Mailbox::new(port), "nitroxide::mailbox"),
                 work <- new_work!("nitroxide::event"),
+                retry <- new_delayed_work!("nitroxide::retry"),
+                retries <- new_mutex!(Retries { armed: false, over: false, delay_ms: FIRST_RETRY_MS }, "nitroxide::retries"),
                 home,
             }),
             GFP_KERNEL,
@@ -263,12 +297,49 @@ impl NitroDevice {
             pr_err!("the device does not switch off; what its enclaves have is taken back all the same\n");
         }
         self.registers.set_gone();
-        let Ok(enclaves) = self.home.enclaves() else {
-            pr_err!("no memory to tell the enclaves that the device is gone\n");
+        self.end_retries();
+        self.home.for_each_on(self, EnclaveFile::device_gone);
+    }
+}
+
+impl NitroDevice {
+    /// The device did not do what must be done: that is tried again after a while.
+    pub(crate) fn try_again_later(self: &Arc<Self>) {
+        let mut retries = self.retries.lock();
+        if retries.armed || retries.over {
             return;
-        };
-        for enclave in enclaves.iter().filter(|enclave| Arc::ptr_eq(enclave.device(), self)) {
-            enclave.device_gone();
+        }
+        // While the device is not over the module is loaded, and its queue there.
+        let Some(queue) = crate::queue() else { return };
+        let delay = kernel::time::msecs_to_jiffies(retries.delay_ms);
+        retries.armed = queue.queue().enqueue_delayed::<Arc<Self>, RETRY>(self.clone(), delay).is_ok();
+    }
+
+    /// Nothing is tried again from now on, and nothing is queued or under way when this returns.
+    fn end_retries(&self) {
+        self.retries.lock().over = true;
+        sys::flush_delayed(&self.retry);
+    }
+}
+
+impl WorkItem<RETRY> for NitroDevice {
+    type Pointer = Arc<Self>;
+
+    /// Time to try again.
+    fn run(this: Arc<Self>) {
+        {
+            let mut retries = this.retries.lock();
+            retries.armed = false;
+            if retries.over {
+                return;
+            }
+            retries.delay_ms = retries.delay_ms.saturating_mul(2).min(LAST_RETRY_MS);
+        }
+        // Whatever fails again asks for the next time.
+        this.home.for_each_on(&this, EnclaveFile::retry);
+        let mut retries = this.retries.lock();
+        if !retries.armed {
+            retries.delay_ms = FIRST_RETRY_MS;
         }
     }
 }
@@ -278,14 +349,8 @@ impl WorkItem for NitroDevice {
 
     /// After an event every enclave is looked at; one that a slow call has locked is passed over and looks itself (W9).
     fn run(this: Arc<Self>) {
-        let Ok(enclaves) = this.home.enclaves() else {
-            pr_err!("no memory to look at the enclaves after an event\n");
-            return;
-        };
-        for enclave in enclaves.iter().filter(|enclave| Arc::ptr_eq(enclave.device(), &this)) {
-            enclave.note_event();
-        }
-        this.home.retry_closed(None);
+        this.home.for_each_on(&this, EnclaveFile::note_event);
+        this.home.retry_closed(&this, None);
     }
 }
 
@@ -297,10 +362,24 @@ pub(crate) struct Link<'a> {
 
 impl Device for Link<'_> {
     fn send(&mut self, command: Command, request: &[u8]) -> Result<Reply, SendError> {
-        let mut mailbox = self.device.mailbox.lock();
+        let mut mailbox = if self.killable {
+            // A process that is killed while another's command is under way has sent nothing, and nobody sees its answer.
+            sys::lock_killable(&self.device.mailbox).ok_or(SendError::NotSent)?
+        } else {
+            self.device.mailbox.lock()
+        };
         mailbox.port_mut().killable = self.killable;
+        let begun = sys::boot_ns();
         let result = mailbox.send(command, request);
-        pr_debug!("{}: {}\n", command.name(), result.as_ref().map_or(i32::MIN, |reply| reply.rc));
+        let rc = match &result {
+            Ok(reply) => reply.rc,
+            Err(SendError::NotSent) => Code::EBUSY.negative(),
+            Err(SendError::NoReply) => Code::ETIMEDOUT.negative(),
+            Err(SendError::Gone) => Code::ENODEV.negative(),
+        };
+        // Requests that are about a slot begin with its number.
+        let slot = request.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        trace::command(command, slot, rc, sys::boot_ns().saturating_sub(begun));
         result
     }
 
@@ -309,11 +388,15 @@ impl Device for Link<'_> {
     }
 
     fn now_ns(&mut self) -> u64 {
-        crate::sys::boot_ns()
+        sys::boot_ns()
     }
 
     fn notice(&mut self, notice: &Notice) {
-        pr_warn!("{}\n", Shown(notice));
+        log::notice(notice);
+    }
+
+    fn refused(&mut self, slot: SlotUid, why: &dyn core::fmt::Display) {
+        trace::refused(slot, why);
     }
 }
 
@@ -336,8 +419,10 @@ pub(crate) struct EventInterrupt {
 impl Handler for EventInterrupt {
     fn handle(&self) -> IrqReturn {
         self.device.registers.events.add(1, Relaxed);
+        statistics::EVENTS.count();
+        trace::event(events_of(&self.device.registers));
         // Refused if it is queued already: it has not begun then, and will see this event too.
-        let _ = self.queue.queue().enqueue(self.device.clone());
+        let _ = self.queue.queue().enqueue::<Arc<NitroDevice>, 0>(self.device.clone());
         IrqReturn::Handled
     }
 }

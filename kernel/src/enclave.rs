@@ -13,31 +13,38 @@ use kernel::sync::barrier::smp_mb;
 use kernel::sync::poll::PollCondVar;
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock, UniqueArc};
 use kernel::task::Task;
-use nitroxide_abi::Code;
+use nitroxide_abi::{Code, SlotUid};
 use nitroxide_driver::extension::Listed;
-use nitroxide_driver::{call, Enclave, EventOutcome, Machine, Region, Slot, Summary};
+use nitroxide_driver::{call, CreateError, Enclave, EventOutcome, Machine, Region, Slot, State, Summary};
 
 use crate::caller::{Caller, PinnedPages};
 use crate::device::NitroDevice;
 use crate::file::EnclaveDescriptor;
 use crate::home::{Home, Table, FACTS};
-use crate::sys;
+use crate::{statistics, sys, trace};
 
 type Regions = Table<Region<PinnedPages>>;
 
 /// Regions that an enclave has at most, whatever the device would take: bounds its table to 768 KiB.
 const MOST_REGIONS: u64 = 16_384;
 
+/// The serial number of the next enclave.
+static SERIALS: Atomic<u64> = Atomic::new(1);
+
 /// An enclave, from NE_CREATE_VM until the device has let it go after the last close.
 #[pin_data]
 pub(crate) struct EnclaveFile {
     home: Arc<Home>,
     device: Arc<NitroDevice>,
+    /// Tells enclaves apart where the slot's number might come again; ascending, 1 and up.
+    serial: u64,
     /// The creator's address space; held, so that its address means it (W7).
     owner: ARef<Mm>,
     owner_uid: u32,
     owner_task: ARef<Task>,
     closed: Atomic<bool>,
+    /// Was its end counted?
+    end_counted: Atomic<bool>,
     /// Is there an event that nobody has looked at for this enclave?
     event: Atomic<bool>,
     #[pin]
@@ -57,7 +64,7 @@ pub(crate) struct EnclaveFile {
 /// 272 without a free core, then what descriptors and memory give, then the device's, then EFAULT (docs/driver.md, "CREATE_VM").
 pub(crate) fn create(home: &Arc<Home>, device: &Arc<NitroDevice>, argument: u64) -> Result<u32, Code> {
     if !home.with_pool(|pool, _| pool.has_free_core()) {
-        return Err(Code::NO_CPUS_AVAIL_IN_POOL);
+        return Err(refused(CreateError::NoCpus));
     }
     let owner: ARef<Mm> = kernel::current!().mm().map(|mm| ARef::from(&**mm)).ok_or(Code::EIO)?;
     let owner_task = ARef::from(kernel::current!().group_leader());
@@ -66,7 +73,7 @@ pub(crate) fn create(home: &Arc<Home>, device: &Arc<NitroDevice>, argument: u64)
     let descriptor = EnclaveDescriptor::new().map_err(sys::code)?;
 
     let mut link = device.link(true);
-    let slot = Slot::allocate(&**home, &mut link)?;
+    let slot = Slot::allocate(&**home, &mut link).map_err(refused)?;
     let count = usize::try_from(slot.max_regions().min(MOST_REGIONS)).unwrap_or(0);
     // Without a table it is made all the same: its release is what frees the slot.
     let (regions, mut out_of_memory) = match Table::new(count, GFP_KERNEL_ACCOUNT) {
@@ -79,10 +86,12 @@ pub(crate) fn create(home: &Arc<Home>, device: &Arc<NitroDevice>, argument: u64)
     let made = memory.pin_init_with::<Infallible>(pin_init!(EnclaveFile {
         home: home.clone(),
         device: device.clone(),
+        serial: SERIALS.fetch_add(1, Relaxed),
         owner,
         owner_uid: sys::fsuid(),
         owner_task,
         closed: Atomic::new(false),
+        end_counted: Atomic::new(false),
         event: Atomic::new(false),
         enclave <- new_mutex!(enclave, "nitroxide::enclave"),
         summary <- new_spinlock!(summary, "nitroxide::summary"),
@@ -105,13 +114,25 @@ pub(crate) fn create(home: &Arc<Home>, device: &Arc<NitroDevice>, argument: u64)
     call::create_vm(&mut Caller { owner: None }, uid, argument)?;
     let fd = number.reserved_fd();
     number.fd_install(descriptor.into_file());
+    statistics::ENCLAVES_CREATED.count();
     Ok(fd)
+}
+
+/// Why no enclave is made, for who traces, and as a code.
+fn refused(error: CreateError) -> Code {
+    trace::refused(SlotUid(0), &error);
+    error.code()
 }
 
 impl EnclaveFile {
     /// The device that it is on.
     pub(crate) fn device(&self) -> &Arc<NitroDevice> {
         &self.device
+    }
+
+    /// Its number among all enclaves since the module was loaded.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// User id of its creator, of the initial namespace.
@@ -149,12 +170,19 @@ impl EnclaveFile {
     ///
     /// The code that the caller gets.
     pub(crate) fn ioctl(&self, word: u32, argument: u64) -> Result<u32, Code> {
+        let result = self.call(word, argument);
+        trace::ioctl(word, self.summary().slot, result);
+        result
+    }
+
+    fn call(&self, word: u32, argument: u64) -> Result<u32, Code> {
         let mut caller = Caller { owner: Some(&self.owner) };
         if !call::enclave_call_needs_lock(word) {
             return call::enclave_look(&self.summary(), &*self.home, &mut caller, &FACTS, word, argument);
         }
         let result = {
-            let mut enclave = self.enclave.lock();
+            // Nobody sees this answer: only a kill ends the wait.
+            let mut enclave = sys::lock_killable(&self.enclave).ok_or(Code::EINTR)?;
             let result = call::enclave_call(&mut enclave, &*self.home, &mut self.device.link(true), &mut caller, word, argument);
             self.show(&enclave);
             result
@@ -188,8 +216,9 @@ impl EnclaveFile {
             self.show(&enclave);
             drop(enclave);
             if outcome == EventOutcome::Unknown {
-                // Looked at again after the next call or event.
+                // Looked at again after the next call or event, or when it is time.
                 self.event.store(true, Release);
+                self.device.try_again_later();
                 return;
             }
             smp_mb(kernel::sync::barrier::Full);
@@ -206,11 +235,20 @@ impl EnclaveFile {
         }
     }
 
+    /// What the device did not do is tried again: to let a closed enclave go, or to tell a state.
+    pub(crate) fn retry(&self) {
+        if self.is_closed() {
+            self.give_back();
+        } else {
+            self.look_at_event();
+        }
+    }
+
     /// The last descriptor was closed.
     pub(crate) fn close(&self) {
         self.closed.store(true, Release);
         self.give_back();
-        self.home.retry_closed(Some(self));
+        self.home.retry_closed(&self.device, Some(self));
     }
 
     /// Ends a closed enclave and gives back what it has; it stays in the list if the device does not let it go (W10).
@@ -219,19 +257,40 @@ impl EnclaveFile {
             let mut enclave = self.enclave.lock();
             let released = enclave.release(&*self.home, &mut self.device.link(false)).is_ok();
             self.show(&enclave);
+            if released {
+                self.count_end();
+            }
             released
         };
         if released {
             self.home.forget(self);
+        } else {
+            self.device.try_again_later();
         }
     }
 
     /// Copies the summary for those who only look, and wakes pollers at the end.
     fn show(&self, enclave: &Enclave<PinnedPages, Regions>) {
         let new = enclave.summary();
-        let was_hung_up = core::mem::replace(&mut *self.summary.lock(), new).hung_up;
-        if new.hung_up && !was_hung_up {
+        let old = core::mem::replace(&mut *self.summary.lock(), new);
+        if new.hung_up && !old.hung_up {
             self.ended.notify_all();
+        }
+        if new.started_ns != 0 && old.started_ns == 0 {
+            statistics::ENCLAVES_STARTED.count();
+        }
+        if new.state != old.state {
+            trace::state(new.slot, old.state.number(), new.state.number());
+        }
+        if new.state != State::Running {
+            self.count_end();
+        }
+    }
+
+    /// An enclave that runs no more is counted once, if it was ever started.
+    fn count_end(&self) {
+        if self.summary().started_ns != 0 && !self.end_counted.xchg(true, Full) {
+            statistics::ENCLAVES_ENDED.count();
         }
     }
 }

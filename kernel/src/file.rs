@@ -16,13 +16,13 @@ use kernel::sync::aref::ARef;
 use kernel::sync::poll::PollTable;
 use kernel::sync::{Arc, ArcBorrow};
 use kernel::types::{ForeignOwnable, Opaque};
-use nitroxide_abi::{extension, ioctl, Code};
+use nitroxide_abi::{extension, ioctl, Code, SlotUid};
 use nitroxide_driver::call;
 
 use crate::caller::Caller;
 use crate::enclave::{self, EnclaveFile};
 use crate::home::FACTS;
-use crate::NitroEnclaves;
+use crate::{statistics, trace, NitroEnclaves};
 
 #[expect(improper_ctypes, reason = "C structs without fields in this configuration are only pointed to")]
 extern "C" {
@@ -169,7 +169,9 @@ unsafe extern "C" fn enclave_fdinfo(lines: *mut bindings::seq_file, file: *mut b
 }
 
 unsafe extern "C" fn node_ioctl(_file: *mut bindings::file, word: c_uint, argument: c_ulong) -> c_long {
-    answer(node_call(word, u64::try_from(argument).unwrap_or(u64::MAX)))
+    let result = node_call(word, u64::try_from(argument).unwrap_or(u64::MAX));
+    trace::ioctl(word, SlotUid(0), result);
+    answer(result)
 }
 
 fn node_call(word: u32, argument: u64) -> Result<u32, Code> {
@@ -205,6 +207,7 @@ impl DeviceNode {
                     minor: bindings::MISC_DYNAMIC_MINOR as c_int,
                     name: c"nitro_enclaves".as_ptr().cast(),
                     fops: &NODE.0,
+                    groups: statistics::GROUPS,
                     mode: 0o660,
                     // SAFETY: Zeros are valid for the lists and pointers that are left.
                     ..unsafe { core::mem::zeroed() }

@@ -9,10 +9,11 @@ use kernel::alloc::{AllocError, Flags, Vec};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, Mutex};
 use nitroxide_abi::extension::{backend, home as place, isolation};
-use nitroxide_abi::{Code, CpuId, SlotUid};
+use nitroxide_abi::SlotUid;
 use nitroxide_driver::extension::{bit, Listed};
-use nitroxide_driver::{CpuEntry, Cpus, Ledger, LedgerEntry, Machine, Pool};
+use nitroxide_driver::{CpuEntry, Ledger, LedgerEntry, Machine, Pool};
 
+use crate::cpu::KernelCpus;
 use crate::device::NitroDevice;
 use crate::enclave::EnclaveFile;
 use crate::sys;
@@ -66,38 +67,6 @@ impl<T> AsMut<[T]> for Table<T> {
     fn as_mut(&mut self) -> &mut [T] {
         &mut self.0
     }
-}
-
-/// The machine's CPUs.
-pub(crate) struct KernelCpus;
-
-impl Cpus for KernelCpus {
-    fn count(&self) -> u32 {
-        kernel::cpu::nr_cpu_ids()
-    }
-
-    fn is_online(&self, cpu: CpuId) -> bool {
-        sys::cpu_online(cpu)
-    }
-
-    fn core_of(&self, cpu: CpuId) -> CpuId {
-        sys::cpu_first_sibling(cpu)
-    }
-
-    fn node_of(&self, cpu: CpuId) -> i32 {
-        sys::cpu_node(cpu)
-    }
-
-    fn set_online(&mut self, cpu: CpuId, online: bool) -> Result<(), Code> {
-        sys::set_cpu_online(cpu, online)
-    }
-
-    /// A CPU that somebody brought online again stays with the parent (W18).
-    fn claim(&mut self, cpu: CpuId) -> bool {
-        !sys::cpu_online(cpu)
-    }
-
-    fn unclaim(&mut self, _cpu: CpuId) {}
 }
 
 /// The pool and the CPUs that it is made of.
@@ -200,18 +169,22 @@ impl Home {
         self.list.lock().retain(|entry| !core::ptr::eq::<EnclaveFile>(&**entry, enclave));
     }
 
-    /// The enclaves that are in the list now.
+    /// Does something with every enclave of a device that is in the list now, one after the other, with the list unlocked.
     ///
-    /// # Errors
-    ///
-    /// ENOMEM.
-    pub(crate) fn enclaves(&self) -> Result<KVec<Arc<EnclaveFile>>, AllocError> {
-        let list = self.list.lock();
-        let mut enclaves = KVec::with_capacity(list.len(), GFP_KERNEL)?;
-        for enclave in list.iter() {
-            enclaves.push(enclave.clone(), GFP_KERNEL)?;
+    /// It needs no memory, since what is to be done must be done.
+    pub(crate) fn for_each_on(&self, device: &Arc<NitroDevice>, act: impl Fn(&EnclaveFile)) {
+        let mut after = 0;
+        while let Some(enclave) = self.first_on(device, after) {
+            after = enclave.serial();
+            act(&enclave);
         }
-        Ok(enclaves)
+    }
+
+    /// The enclave of a device with the lowest serial number above `after`.
+    fn first_on(&self, device: &Arc<NitroDevice>, after: u64) -> Option<Arc<EnclaveFile>> {
+        let list = self.list.lock();
+        let of_device = list.iter().filter(|enclave| Arc::ptr_eq(enclave.device(), device) && enclave.serial() > after);
+        of_device.min_by_key(|enclave| enclave.serial()).cloned()
     }
 
     /// The enclave with the lowest slot above `cursor` of those that the caller may see.
@@ -226,11 +199,11 @@ impl Home {
     }
 
     /// Tries again to give back what was closed but not let go by the device (W10); `but` was tried a moment ago.
-    pub(crate) fn retry_closed(&self, but: Option<&EnclaveFile>) {
-        let Ok(enclaves) = self.enclaves() else { return };
-        let is_other = |enclave: &EnclaveFile| !but.is_some_and(|but| core::ptr::eq(but, enclave));
-        for enclave in enclaves.iter().filter(|enclave| enclave.is_closed() && is_other(enclave)) {
-            enclave.give_back();
-        }
+    pub(crate) fn retry_closed(&self, device: &Arc<NitroDevice>, but: Option<&EnclaveFile>) {
+        self.for_each_on(device, |enclave| {
+            if enclave.is_closed() && !but.is_some_and(|but| core::ptr::eq(but, enclave)) {
+                enclave.give_back();
+            }
+        });
     }
 }

@@ -2,7 +2,8 @@
 //! Nitroxide's Linux module `nitro_enclaves.ko`: the driver core at home in the kernel (docs/kernel.md).
 //!
 //! `pci` binds the device, `file` is what programs open, `enclave` is one enclave, `home` what all share, `parameter` the CPU pool's text;
-//! `device` reaches the registers, `caller` the calling process, `sys` the kernel's C functions. What a call checks and answers is
+//! `device` reaches the registers, `caller` the calling process, `cpu` the machine's CPUs, `sys` the kernel's C functions; `statistics` counts, `trace` shows
+//! what happens. What a call checks and answers is
 //! the crate `nitroxide_driver`, compiled unchanged.
 
 use kernel::prelude::*;
@@ -10,6 +11,7 @@ use kernel::sync::Arc;
 use nitroxide_driver::Machine;
 
 mod caller;
+mod cpu;
 mod device;
 mod enclave;
 mod file;
@@ -17,8 +19,11 @@ mod home;
 mod log;
 mod parameter;
 mod pci;
+mod statistics;
 mod sys;
+mod trace;
 
+use crate::cpu::HotplugGuard;
 use crate::home::Home;
 use crate::sys::OrderedQueue;
 
@@ -39,6 +44,7 @@ static VERSION: [u8; 24] = *b"version=nitroxide-0.1.0\0";
 struct Loaded {
     home: Arc<Home>,
     queue: Arc<OrderedQueue>,
+    hotplug: HotplugGuard,
 }
 
 kernel::sync::global_lock! {
@@ -72,6 +78,8 @@ impl Drop for Unload {
         let Some(loaded) = LOADED.lock().take() else { return };
         // Work that still waits is done before the queue ends; nobody can queue more, since no device is bound.
         drop(loaded.queue);
+        // No enclave is left, so nothing is guarded any more; and what was must not stand in the way of the next line.
+        drop(loaded.hotplug);
         loaded.home.with_pool(|pool, cpus| pool.clear(cpus));
     }
 }
@@ -83,7 +91,8 @@ impl kernel::InPlaceModule for NitroEnclaves {
             unsafe { LOADED.init() };
             let home = Home::new()?;
             let queue = Arc::new(OrderedQueue::new(c"nitro_enclaves")?, GFP_KERNEL)?;
-            *LOADED.lock() = Some(Loaded { home: home.clone(), queue });
+            let hotplug = HotplugGuard::new()?;
+            *LOADED.lock() = Some(Loaded { home: home.clone(), queue, hotplug });
             let unload = Unload;
             parameter::start(&home, module)?;
             Ok(try_pin_init!(Self {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The module parameter `ne_cpus`: the CPU pool as text, readable and writable (mode 0644).
+//! The module's parameters: `ne_cpus`, the CPU pool as text, and `account_memlock`; both can be read and written (mode 0644).
 //!
-//! The kernel crate's parameters are read-only numbers, so this one is made by hand, as `module_param_cb` would. At load time it is set
-//! before the module is initialised: the text is kept ([`early`]) and applied by the initialisation.
+//! The kernel crate's parameters are read-only numbers, so these are made by hand, as `module_param_cb` would. At load time `ne_cpus` is
+//! set before the module is initialised: the text is kept ([`early`]) and applied by the initialisation.
 
 use core::cell::UnsafeCell;
 
 use kernel::bindings;
 use kernel::module_param::KernelParam;
 use kernel::prelude::*;
-use kernel::sync::atomic::{Acquire, Atomic, Release};
+use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
 use nitroxide_abi::limits::POOL_TEXT_BYTES;
 use nitroxide_abi::Code;
 use nitroxide_driver::Machine;
@@ -53,6 +53,35 @@ static PARAMETER: KernelParam = KernelParam::new(bindings::kernel_param {
 #[link_section = ".modinfo"]
 #[used(compiler)]
 static DESCRIPTION: [u8; 60] = *b"parm=ne_cpus:<cpu-list> - CPU pool used for Nitro Enclaves \0";
+
+/// Are pinned pages counted against the creator's RLIMIT_MEMLOCK? Mainline never does.
+static ACCOUNT_MEMLOCK: Atomic<bool> = Atomic::new(false);
+
+#[link_section = "__param"]
+#[used(compiler)]
+static ACCOUNT_MEMLOCK_PARAMETER: KernelParam = KernelParam::new(bindings::kernel_param {
+    name: c"account_memlock".as_ptr().cast(),
+    mod_: <NitroEnclaves as kernel::ModuleMetadata>::THIS_MODULE.as_ptr(),
+    ops: &raw const bindings::param_ops_bool,
+    perm: 0o644,
+    level: -1,
+    flags: 0,
+    // The kernel's own operations write a byte with 0 or 1.
+    __bindgen_anon_1: bindings::kernel_param__bindgen_ty_1 { arg: ACCOUNT_MEMLOCK.as_ptr().cast() },
+});
+
+#[link_section = ".modinfo"]
+#[used(compiler)]
+static ACCOUNT_MEMLOCK_DESCRIPTION: [u8; 77] = *b"parm=account_memlock:Count enclave memory against RLIMIT_MEMLOCK (default N)\0";
+
+#[link_section = ".modinfo"]
+#[used(compiler)]
+static ACCOUNT_MEMLOCK_TYPE: [u8; 30] = *b"parmtype=account_memlock:bool\0";
+
+/// Are pages that are pinned from now on counted against the creator's RLIMIT_MEMLOCK?
+pub(crate) fn accounts_memlock() -> bool {
+    ACCOUNT_MEMLOCK.load(Relaxed)
+}
 
 unsafe extern "C" fn set(text: *const c_char, _parameter: *const bindings::kernel_param) -> c_int {
     // SAFETY: Without the flag for it, the parameter code never gives null, but a text with its NUL.

@@ -8,8 +8,13 @@
 #include <linux/hugetlb.h>
 #include <linux/jiffies.h>
 #include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/ratelimit.h>
 #include <linux/topology.h>
 #include <linux/uaccess.h>
+
+#define CREATE_TRACE_POINTS
+#include "trace.h"
 
 bool nitroxide_cpu_online(unsigned int cpu);
 int nitroxide_cpu_node(unsigned int cpu);
@@ -24,6 +29,16 @@ void nitroxide_reinit_completion(struct completion *completion);
 unsigned int nitroxide_milliseconds(unsigned long jiffies);
 u64 nitroxide_ram_bytes(void);
 u32 nitroxide_fsuid(void);
+int nitroxide_mutex_lock_killable(struct mutex *lock);
+bool nitroxide_may_log(void);
+void nitroxide_trace_ioctl(u32 word, u64 slot, int result);
+void nitroxide_trace_refused(u64 slot, const char *why);
+bool nitroxide_traces_refused(void);
+void nitroxide_trace_command(u32 command, u64 slot, int rc, u64 ns);
+void nitroxide_trace_event(u64 events);
+void nitroxide_trace_state(u64 slot, u32 old_state, u32 new_state);
+
+static DEFINE_RATELIMIT_STATE(lines, DEFAULT_RATELIMIT_INTERVAL, DEFAULT_RATELIMIT_BURST);
 
 bool nitroxide_cpu_online(unsigned int cpu) { return cpu < nr_cpu_ids && cpu_online(cpu); }
 int nitroxide_cpu_node(unsigned int cpu) { return cpu < nr_cpu_ids && cpu_possible(cpu) ? cpu_to_node(cpu) : NUMA_NO_NODE; }
@@ -38,3 +53,11 @@ void nitroxide_reinit_completion(struct completion *completion) { reinit_complet
 unsigned int nitroxide_milliseconds(unsigned long jiffies) { return jiffies_to_msecs(jiffies); }
 u64 nitroxide_ram_bytes(void) { return (u64)totalram_pages() << PAGE_SHIFT; }
 u32 nitroxide_fsuid(void) { return __kuid_val(current_fsuid()); }
+int nitroxide_mutex_lock_killable(struct mutex *lock) { return mutex_lock_killable(lock); }
+bool nitroxide_may_log(void) { return ___ratelimit(&lines, KBUILD_MODNAME); }
+void nitroxide_trace_ioctl(u32 word, u64 slot, int result) { trace_ne_ioctl(word, slot, result); }
+void nitroxide_trace_refused(u64 slot, const char *why) { trace_ne_refused(slot, why); }
+bool nitroxide_traces_refused(void) { return trace_ne_refused_enabled(); }
+void nitroxide_trace_command(u32 command, u64 slot, int rc, u64 ns) { trace_ne_command(command, slot, rc, ns); }
+void nitroxide_trace_event(u64 events) { trace_ne_event(events); }
+void nitroxide_trace_state(u64 slot, u32 old_state, u32 new_state) { trace_ne_state(slot, old_state, new_state); }

@@ -1,16 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The kernel's C functions that the `kernel` crate does not wrap, each behind a safe function or an owning type.
 //!
-//! [`ReplySignal`] wakes the one who waits for the device, [`PinnedPage`] owns a pin, [`OrderedQueue`] owns a workqueue. What C offers
+//! [`ReplySignal`] wakes the one who waits for the device, [`PinnedPage`] owns a pin, [`LockedPages`] a charge, [`OrderedQueue`] owns a workqueue. What C offers
 //! only inline comes from `shim.c`.
 
 use core::ptr::NonNull;
 
 use kernel::bindings;
+use kernel::mm::Mm;
 use kernel::prelude::*;
+use kernel::sync::aref::ARef;
+use kernel::sync::lock::mutex::MutexBackend;
+use kernel::sync::lock::Guard;
+use kernel::sync::Mutex;
 use kernel::types::Opaque;
+use kernel::workqueue::DelayedWork;
 use nitroxide_abi::{Code, CpuId, Gpa};
 use nitroxide_driver::Page;
+
+use crate::statistics;
 
 #[expect(improper_ctypes, reason = "C structs without fields in this configuration are only pointed to")]
 mod shim {
@@ -31,6 +39,8 @@ mod shim {
         pub(super) fn nitroxide_milliseconds(jiffies: c_ulong) -> c_uint;
         pub(super) fn nitroxide_ram_bytes() -> u64;
         pub(super) fn nitroxide_fsuid() -> u32;
+        pub(super) fn nitroxide_mutex_lock_killable(lock: *mut bindings::mutex) -> c_int;
+        pub(super) fn nitroxide_may_log() -> bool;
     }
 }
 
@@ -103,6 +113,16 @@ pub(crate) fn cpu_first_sibling(cpu: CpuId) -> CpuId {
     CpuId(unsafe { shim::nitroxide_cpu_first_sibling(cpu.0) })
 }
 
+/// Does something while no CPU comes or goes. It must neither bring one nor take one.
+pub(crate) fn without_hotplug<T>(act: impl FnOnce() -> T) -> T {
+    // SAFETY: Process context; unlocked below.
+    unsafe { bindings::cpus_read_lock() };
+    let result = act();
+    // SAFETY: Locked above.
+    unsafe { bindings::cpus_read_unlock() };
+    result
+}
+
 /// Brings a CPU online or takes it offline; may sleep. The caller has made sure that the number exists.
 pub(crate) fn set_cpu_online(cpu: CpuId, online: bool) -> Result<(), Code> {
     if cpu.0 >= kernel::cpu::nr_cpu_ids() {
@@ -152,7 +172,15 @@ impl PinnedPage {
             return Err(c_int::try_from(pinned).map_or(Code::EFAULT, code_of));
         }
         // INVARIANT: one page was pinned for us.
-        NonNull::new(page).filter(|_| pinned == 1).map(Self).ok_or(Code::EFAULT)
+        let page = NonNull::new(page).filter(|_| pinned == 1).map(Self).ok_or(Code::EFAULT)?;
+        statistics::BYTES_PINNED.add(page.bytes());
+        Ok(page)
+    }
+
+    /// Bytes of the whole page, for the statistics.
+    fn bytes(&self) -> i64 {
+        // SAFETY: By the invariant the page is pinned.
+        i64::try_from(unsafe { shim::nitroxide_page_bytes(self.0.as_ptr()) }).unwrap_or(0)
     }
 
     /// The whole page as the physical machine sees it.
@@ -169,9 +197,79 @@ impl PinnedPage {
 
 impl Drop for PinnedPage {
     fn drop(&mut self) {
+        statistics::BYTES_PINNED.take(self.bytes());
         // SAFETY: By the invariant the pin is ours.
         unsafe { bindings::unpin_user_page(self.0.as_ptr()) }
     }
+}
+
+/// Pages that are counted against an address space's RLIMIT_MEMLOCK; dropped they are given back.
+///
+/// # Invariants
+///
+/// `mm` was charged with `pages` pages of this value's.
+pub(crate) struct LockedPages {
+    mm: ARef<Mm>,
+    pages: c_ulong,
+}
+
+impl LockedPages {
+    /// Charges an address space, whose limit is the calling process's.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM beyond the limit, unless the caller has CAP_IPC_LOCK.
+    pub(crate) fn charge(mm: &Mm, bytes: u64) -> Result<Self, Code> {
+        let pages = pages_of(bytes);
+        // SAFETY: The address space is valid, and its lock is not held: this module never holds it.
+        let status = unsafe { bindings::account_locked_vm(mm.as_raw(), pages, true) };
+        if status < 0 {
+            return Err(code_of(status));
+        }
+        // INVARIANT: just charged.
+        Ok(Self { mm: mm.into(), pages })
+    }
+
+    /// Gives back what is more than this.
+    pub(crate) fn keep(&mut self, bytes: u64) {
+        let kept = pages_of(bytes).min(self.pages);
+        self.give_back(self.pages.saturating_sub(kept));
+        // INVARIANT: so many are left.
+        self.pages = kept;
+    }
+
+    fn give_back(&self, pages: c_ulong) {
+        // SAFETY: As in `charge`; the address space is there as long as this value, though its process may be gone.
+        unsafe { bindings::account_locked_vm(self.mm.as_raw(), pages, false) };
+    }
+}
+
+impl Drop for LockedPages {
+    fn drop(&mut self) {
+        self.give_back(self.pages);
+    }
+}
+
+fn pages_of(bytes: u64) -> c_ulong {
+    c_ulong::try_from(bytes >> kernel::page::PAGE_SHIFT).unwrap_or(c_ulong::MAX)
+}
+
+/// Locks, unless the waiting process is killed before it has the lock.
+pub(crate) fn lock_killable<T>(mutex: &Mutex<T>) -> Option<Guard<'_, T, MutexBackend>> {
+    // The kernel crate's lock begins with the kernel's own (`repr(C)`, as its `from_raw` relies on).
+    let raw: *mut bindings::mutex = core::ptr::from_ref(mutex).cast_mut().cast();
+    // SAFETY: It was initialised when it was made; process context.
+    if unsafe { shim::nitroxide_mutex_lock_killable(raw) } != 0 {
+        return None;
+    }
+    // SAFETY: It was locked just now, by this task.
+    Some(unsafe { Guard::new(mutex, ()) })
+}
+
+/// May another line be written to the log now? Of many in a short time only the first ones may, and the kernel says how many were not.
+pub(crate) fn may_log() -> bool {
+    // SAFETY: It has its own lock, and may be called everywhere.
+    unsafe { shim::nitroxide_may_log() }
 }
 
 /// How a wait ended.
@@ -238,6 +336,16 @@ impl ReplySignal {
         // SAFETY: Computes.
         Waited::Signalled(unsafe { shim::nitroxide_milliseconds(left) }.min(timeout_ms))
     }
+}
+
+/// Makes a work that waits for its time begin now, and waits until it has ended; returns at once if it neither waits nor runs.
+///
+/// Not to be called by the work itself.
+pub(crate) fn flush_delayed<T, const ID: u64>(work: &DelayedWork<T, ID>) {
+    // The kernel crate's work is the kernel's own (`repr(transparent)`).
+    let raw: *mut bindings::delayed_work = core::ptr::from_ref(work).cast_mut().cast();
+    // SAFETY: It was initialised when it was made, and the reference keeps it; process context.
+    unsafe { bindings::flush_delayed_work(raw) };
 }
 
 /// A workqueue that does one work after the other; dropped, it does what is queued and ends.

@@ -179,7 +179,7 @@ fn exported_symbols(text: &str) -> impl Iterator<Item = &str> {
 fn mirror(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).into_diagnostic().wrap_err_with(|| format!("Making the folder {}", to.display()))?;
     let names = names_in(from);
-    let is_source = |name: &String| [".rs", ".c"].iter().any(|ending| name.ends_with(ending)) && !name.ends_with(".mod.c");
+    let is_source = |name: &String| [".rs", ".c", ".h"].iter().any(|ending| name.ends_with(ending)) && !name.ends_with(".mod.c");
     for stale in names_in(to).iter().filter(|name| is_source(name) && !names.contains(name)) {
         fs::remove_file(to.join(stale)).into_diagnostic().wrap_err_with(|| format!("Removing {stale}"))?;
     }
@@ -212,13 +212,13 @@ mod tests {
         let (from, to) = (folder.path().join("from"), folder.path().join("to"));
         fs::create_dir_all(&from).unwrap();
         fs::create_dir_all(&to).unwrap();
-        for (place, name) in [(&from, "a.rs"), (&from, "a.c"), (&from, "a.md"), (&to, "old.rs"), (&to, "a.o")] {
+        for (place, name) in [(&from, "a.rs"), (&from, "a.c"), (&from, "a.h"), (&from, "a.md"), (&to, "old.rs"), (&to, "a.o")] {
             fs::write(place.join(name), name).unwrap();
         }
         mirror(&from, &to).unwrap();
         let mut names = names_in(&to);
         names.sort();
-        assert_eq!(names, ["a.c", "a.o", "a.rs"]);
+        assert_eq!(names, ["a.c", "a.h", "a.o", "a.rs"]);
     }
 
     #[test]
