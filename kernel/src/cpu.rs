@@ -15,7 +15,8 @@ use crate::{log, statistics, sys};
 const BITS: usize = 64;
 
 /// CPUs that enclaves have, one bit each. Written with the pool locked only, so that load and store are enough.
-static GIVEN: [Atomic<u64>; (bindings::NR_CPUS as usize).div_ceil(BITS)] = [const { Atomic::new(0) }; (bindings::NR_CPUS as usize).div_ceil(BITS)];
+static GIVEN: [Atomic<u64>; (bindings::NR_CPUS as usize).div_ceil(BITS)] =
+    [const { Atomic::new(0) }; (bindings::NR_CPUS as usize).div_ceil(BITS)];
 
 /// The word of a CPU, and its bit there.
 fn place(cpu: CpuId) -> Option<(&'static Atomic<u64>, u64)> {
@@ -88,7 +89,7 @@ impl HotplugGuard {
     pub(crate) fn new() -> Result<Self> {
         // Of the states before a CPU runs: there a refusal has nothing to undo on the CPU itself.
         let state = bindings::cpuhp_state_CPUHP_BP_PREPARE_DYN;
-        let name = c"nitro_enclaves:online".as_ptr().cast();
+        let name = c"nitro_enclaves:online".as_char_ptr();
         // SAFETY: The name is static; the callback stays until `drop` removes it. CPUs that are online now are not asked.
         let place = unsafe { bindings::__cpuhp_setup_state(state, name, false, Some(before_online), None, false) };
         kernel::error::to_result(place)?;
@@ -104,6 +105,10 @@ impl Drop for HotplugGuard {
 }
 
 /// A CPU is about to come online, and hotplug is locked for everybody else.
+///
+/// # Safety
+///
+/// None: numbers that do not exist are nobody's.
 unsafe extern "C" fn before_online(cpu: c_uint) -> c_int {
     let cpu = CpuId(cpu);
     if !is_given(cpu) {

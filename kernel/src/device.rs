@@ -69,6 +69,13 @@ impl Registers {
         self.reply.give();
     }
 
+    /// A register reads as ones: so do all of a device that was pulled out, and this one cannot.
+    fn look_whether_gone(&self) {
+        if matches!(self.enabled(), None | Some(PULLED_OUT)) {
+            self.set_gone();
+        }
+    }
+
     fn enabled(&self) -> Option<u8> {
         self.bar.try_access_with(|bar| bar.read8(ENABLE))
     }
@@ -173,17 +180,20 @@ impl Port for RegisterPort {
         })
     }
 
-    fn counter(&mut self) -> EventCounter {
+    fn counter(&mut self) -> Result<EventCounter, PortGone> {
         let value = self.registers.bar.try_access_with(|bar| bar.read32(EVENT_COUNTER)).unwrap_or(u32::MAX);
-        if value == u32::MAX && matches!(self.registers.enabled(), None | Some(PULLED_OUT)) {
-            self.registers.set_gone();
+        if value == u32::MAX {
+            self.registers.look_whether_gone();
+        }
+        if self.registers.is_gone() {
+            return Err(PortGone);
         }
         let counter = EventCounter::from_register(value);
         self.counts |= *self.first.get_or_insert(counter.replies) != counter.replies;
-        counter
+        Ok(counter)
     }
 
-    fn reply(&mut self) -> Reply {
+    fn reply(&mut self) -> Result<Reply, PortGone> {
         let mut bytes = [0; Reply::SIZE];
         let read = self.registers.bar.try_access_with(|bar| {
             for at in self.command.map_or(&[][..], words_of_reply) {
@@ -193,14 +203,16 @@ impl Port for RegisterPort {
                 }
             }
         });
-        if read.is_none() || self.registers.is_gone() {
-            return Reply { rc: Code::ENODEV.negative(), ..Reply::default() };
-        }
         let reply = Reply::from_bytes(&bytes);
+        // Gone meanwhile: what was read may be what a missing device reads as, and that is -1.
+        if reply.rc == -1 {
+            self.registers.look_whether_gone();
+        }
+        read.filter(|()| !self.registers.is_gone()).ok_or(PortGone)?;
         if reply.rc < 0 {
             statistics::COMMANDS_REFUSED.count();
         }
-        reply
+        Ok(reply)
     }
 
     fn events_seen(&mut self) -> u64 {

@@ -209,6 +209,7 @@ impl EnclaveFile {
             let mut link = self.device.link(false);
             let outcome = if self.device.is_gone() {
                 enclave.device_gone(&mut link);
+                enclave.give_back_gone(&*self.home);
                 EventOutcome::Ended
             } else {
                 enclave.device_event(&mut link)

@@ -82,7 +82,7 @@ impl EnclaveDescriptor {
     pub(crate) fn new() -> Result<Self> {
         // CAST: O_RDWR is 2.
         // SAFETY: Name and operations are static; the file system takes a reference to the module.
-        let file = unsafe { anon_inode_getfile(c"ne-vm".as_ptr().cast(), &ENCLAVE.0, core::ptr::null_mut(), bindings::O_RDWR as c_int) };
+        let file = unsafe { anon_inode_getfile(c"ne-vm".as_char_ptr(), &ENCLAVE.0, core::ptr::null_mut(), bindings::O_RDWR as c_int) };
         let file = NonNull::new(from_err_ptr(file)?.cast()).ok_or(ENOMEM)?;
         // INVARIANT: just made so.
         // SAFETY: The one reference to a new file is ours, and no `fdget_pos` can be going on.
@@ -120,16 +120,22 @@ fn answer(result: Result<u32, Code>) -> c_long {
     }
 }
 
+/// # Safety
+///
+/// Called by the VFS, on an installed file with the operations [`ENCLAVE`] that stays alive meanwhile.
 unsafe extern "C" fn enclave_ioctl(file: *mut bindings::file, word: c_uint, argument: c_ulong) -> c_long {
-    // SAFETY: The VFS calls this on an installed file that stays alive meanwhile.
+    // SAFETY: By this function's contract.
     let enclave = unsafe { enclave_of(file) };
     answer(enclave.ioctl(word, u64::try_from(argument).unwrap_or(u64::MAX)))
 }
 
+/// # Safety
+///
+/// As for [`enclave_ioctl`], with a valid table or null.
 unsafe extern "C" fn enclave_poll(file: *mut bindings::file, table: *mut bindings::poll_table) -> bindings::__poll_t {
-    // SAFETY: As for ioctl.
+    // SAFETY: By this function's contract.
     let enclave = unsafe { enclave_of(file) };
-    // SAFETY: The VFS gives a valid file and table, or a null table.
+    // SAFETY: As above.
     let (table, file) = unsafe { (PollTable::from_raw(table), File::from_raw_file(file)) };
     table.register_wait(file, enclave.ended());
     if enclave.summary().hung_up {
@@ -139,8 +145,11 @@ unsafe extern "C" fn enclave_poll(file: *mut bindings::file, table: *mut binding
     }
 }
 
+/// # Safety
+///
+/// Called by the VFS once for a file with the operations [`ENCLAVE`], when its last reference is gone.
 unsafe extern "C" fn enclave_release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
-    // SAFETY: The VFS calls this once, for the last reference.
+    // SAFETY: By this function's contract the file is still there.
     let private = unsafe { (*file).private_data };
     if !private.is_null() {
         // SAFETY: By the invariant of `EnclaveDescriptor` this is the file's own reference.
@@ -150,10 +159,13 @@ unsafe extern "C" fn enclave_release(_inode: *mut bindings::inode, file: *mut bi
     0
 }
 
+/// # Safety
+///
+/// As for [`enclave_ioctl`], with a valid file of lines.
 unsafe extern "C" fn enclave_fdinfo(lines: *mut bindings::seq_file, file: *mut bindings::file) {
-    // SAFETY: As for ioctl.
+    // SAFETY: By this function's contract.
     let summary = unsafe { enclave_of(file) }.summary();
-    // SAFETY: procfs gives a valid file of lines.
+    // SAFETY: As above.
     let lines = unsafe { SeqFile::from_raw(lines) };
     let info = summary.to_info();
     seq_print!(lines, "ne_slot_uid:\t{:#x}\nne_state:\t{}\nne_cid:\t{}\n", info.slot_uid, info.state, info.enclave_cid);
@@ -168,6 +180,9 @@ unsafe extern "C" fn enclave_fdinfo(lines: *mut bindings::seq_file, file: *mut b
     seq_print!(lines, "ne_exit_reason:\t{}\nne_device_rc:\t{}\n", info.exit_reason, info.device_rc);
 }
 
+/// # Safety
+///
+/// None: it does not look at the file.
 unsafe extern "C" fn node_ioctl(_file: *mut bindings::file, word: c_uint, argument: c_ulong) -> c_long {
     let result = node_call(word, u64::try_from(argument).unwrap_or(u64::MAX));
     trace::ioctl(word, SlotUid(0), result);
@@ -205,7 +220,7 @@ impl DeviceNode {
             inner <- Opaque::try_ffi_init(|place: *mut bindings::miscdevice| {
                 let device = bindings::miscdevice {
                     minor: bindings::MISC_DYNAMIC_MINOR as c_int,
-                    name: c"nitro_enclaves".as_ptr().cast(),
+                    name: c"nitro_enclaves".as_char_ptr(),
                     fops: &NODE.0,
                     groups: statistics::GROUPS,
                     mode: 0o660,

@@ -11,7 +11,7 @@ use kernel::sync::{new_mutex, Arc, Mutex};
 use nitroxide_abi::extension::{backend, home as place, isolation};
 use nitroxide_abi::SlotUid;
 use nitroxide_driver::extension::{bit, Listed};
-use nitroxide_driver::{CpuEntry, Ledger, LedgerEntry, Machine, Pool};
+use nitroxide_driver::{CpuEntry, Ledger, LedgerEntry, Machine, Pool, State};
 
 use crate::cpu::KernelCpus;
 use crate::device::NitroDevice;
@@ -195,7 +195,8 @@ impl Home {
             .filter(|enclave| is_admin || enclave.owner_uid() == fsuid)
             .map(|enclave| enclave.listed())
             .filter(|listed| listed.summary.slot > cursor)
-            .min_by_key(|listed| listed.summary.slot)
+            // The number of an enclave whose device is gone may have come again, and the living one is meant then.
+            .min_by_key(|listed| (listed.summary.slot, listed.summary.state == State::Gone))
     }
 
     /// Tries again to give back what was closed but not let go by the device (W10); `but` was tried a moment ago.

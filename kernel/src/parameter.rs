@@ -9,6 +9,7 @@ use core::cell::UnsafeCell;
 use kernel::bindings;
 use kernel::module_param::KernelParam;
 use kernel::prelude::*;
+use kernel::str::as_char_ptr_in_const_context;
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
 use nitroxide_abi::limits::POOL_TEXT_BYTES;
 use nitroxide_abi::Code;
@@ -41,7 +42,7 @@ static OPERATIONS: Guarded<bindings::kernel_param_ops> =
 #[link_section = "__param"]
 #[used(compiler)]
 static PARAMETER: KernelParam = KernelParam::new(bindings::kernel_param {
-    name: c"ne_cpus".as_ptr().cast(),
+    name: as_char_ptr_in_const_context(c"ne_cpus"),
     mod_: <NitroEnclaves as kernel::ModuleMetadata>::THIS_MODULE.as_ptr(),
     ops: OPERATIONS.0.get().cast_const(),
     perm: 0o644,
@@ -60,7 +61,7 @@ static ACCOUNT_MEMLOCK: Atomic<bool> = Atomic::new(false);
 #[link_section = "__param"]
 #[used(compiler)]
 static ACCOUNT_MEMLOCK_PARAMETER: KernelParam = KernelParam::new(bindings::kernel_param {
-    name: c"account_memlock".as_ptr().cast(),
+    name: as_char_ptr_in_const_context(c"account_memlock"),
     mod_: <NitroEnclaves as kernel::ModuleMetadata>::THIS_MODULE.as_ptr(),
     ops: &raw const bindings::param_ops_bool,
     perm: 0o644,
@@ -83,8 +84,11 @@ pub(crate) fn accounts_memlock() -> bool {
     ACCOUNT_MEMLOCK.load(Relaxed)
 }
 
+/// # Safety
+///
+/// Called by the parameter code with the module's parameter lock held; `text` ends with a NUL.
 unsafe extern "C" fn set(text: *const c_char, _parameter: *const bindings::kernel_param) -> c_int {
-    // SAFETY: Without the flag for it, the parameter code never gives null, but a text with its NUL.
+    // SAFETY: By this function's contract; without the flag for it, the parameter code never gives null.
     let text = unsafe { CStr::from_char_ptr(text) }.to_bytes();
     match set_text(text) {
         Ok(()) => 0,
@@ -136,6 +140,9 @@ pub(crate) fn start(home: &Home, module: &'static ThisModule) -> Result {
     }
 }
 
+/// # Safety
+///
+/// Called by the parameter code, with a page at `buffer`.
 unsafe extern "C" fn get(buffer: *mut c_char, _parameter: *const bindings::kernel_param) -> c_int {
     let Some(home) = crate::home() else { return ENODEV.to_errno() };
     // SAFETY: The parameter code gives a page; the text has less than 512 bytes, and a newline follows.

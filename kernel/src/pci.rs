@@ -74,7 +74,7 @@ impl pci::Driver for Driver {
             let types = IrqTypes::default().with(IrqType::MsiX);
             let vectors = KBox::new(device.alloc_irq_vectors(registers::MIN_VECTORS.into(), MOST_VECTORS, types)?, GFP_KERNEL)?;
             // SAFETY: The box does not move what it holds, and `Bound` drops it after both handlers that borrow it.
-            let borrowed: &'bound IrqVectorRegistration<'bound> = unsafe { &*(&raw const *vectors) };
+            let borrowed: &'bound IrqVectorRegistration<'bound> = unsafe { &*core::ptr::from_ref(&*vectors) };
             let handler = Ok::<_, Error>(ReplyInterrupt(registers.clone()));
             let vector = borrowed.index(registers::VECTOR_REPLY.into())?;
             // SAFETY: The registration is dropped with `Bound`, never forgotten.
@@ -128,6 +128,10 @@ unsafe impl RegistrationOps for Adapter {
 /// Before the machine goes down or another kernel is started, enclaves end: the device must not use their memory any more.
 ///
 /// There is one device, so which one is meant needs no look.
+///
+/// # Safety
+///
+/// None: it looks at nothing that is given.
 unsafe extern "C" fn shutdown(_device: *mut bindings::pci_dev) {
     if let Some(device) = crate::home().and_then(|home| home.device()) {
         device.switch_off();

@@ -7,6 +7,7 @@ use core::ptr::null;
 
 use kernel::bindings;
 use kernel::prelude::*;
+use kernel::str::as_char_ptr_in_const_context;
 use kernel::sync::atomic::{Atomic, Relaxed};
 
 /// A number that is counted by anybody at any time, interrupts included.
@@ -48,9 +49,10 @@ struct Attribute {
 unsafe impl Sync for Attribute {}
 
 impl Attribute {
+    #[allow(clippy::needless_update, reason = "a kernel with lockdep has fields of its own there")]
     const fn new(name: &'static CStr, counter: &'static Counter) -> Self {
         let attr = bindings::attribute {
-            name: name.as_ptr().cast(),
+            name: as_char_ptr_in_const_context(name),
             mode: 0o444,
             // SAFETY: What other configurations add to it are numbers and pointers, for which zeros are valid.
             ..unsafe { core::mem::zeroed() }
@@ -125,7 +127,7 @@ struct Group(bindings::attribute_group);
 unsafe impl Sync for Group {}
 
 static GROUP: Group = Group(bindings::attribute_group {
-    name: c"statistics".as_ptr().cast(),
+    name: as_char_ptr_in_const_context(c"statistics"),
     __bindgen_anon_2: bindings::attribute_group__bindgen_ty_2 { attrs_const: FILE_POINTERS.0.as_ptr() },
     // SAFETY: Zeros are valid for optional functions and pointers.
     ..unsafe { core::mem::zeroed() }
@@ -136,10 +138,13 @@ static GROUP_POINTERS: Pointers<bindings::attribute_group, 2> = Pointers([&GROUP
 /// The groups of the misc device; never written through.
 pub(crate) const GROUPS: *mut *const bindings::attribute_group = GROUP_POINTERS.0.as_ptr().cast_mut();
 
+/// # Safety
+///
+/// Called by sysfs for one of [`ATTRIBUTES`], with a page at `buffer`.
 unsafe extern "C" fn show(_device: *mut bindings::device, attribute: *mut bindings::device_attribute, buffer: *mut c_char) -> isize {
-    // SAFETY: It is one of `ATTRIBUTES`, which alone have this function; by their invariant it begins one of them.
+    // SAFETY: By this function's contract, and by the invariant of `Attribute`.
     let counter = unsafe { &*attribute.cast::<Attribute>() }.counter;
-    // SAFETY: sysfs gives a page; the format wants one long long.
-    let length = unsafe { bindings::sysfs_emit(buffer, c"%lld\n".as_ptr().cast(), counter.0.load(Relaxed)) };
+    // SAFETY: By this function's contract; the format wants one long long.
+    let length = unsafe { bindings::sysfs_emit(buffer, c"%lld\n".as_char_ptr(), counter.0.load(Relaxed)) };
     isize::try_from(length).unwrap_or(0)
 }

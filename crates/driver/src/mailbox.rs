@@ -28,10 +28,18 @@ pub trait Port {
     fn wait(&mut self, timeout_ms: u32) -> Result<Option<u32>, PortGone>;
 
     /// Reads the counter register.
-    fn counter(&mut self) -> EventCounter;
+    ///
+    /// # Errors
+    ///
+    /// The device was switched off or removed.
+    fn counter(&mut self) -> Result<EventCounter, PortGone>;
 
     /// Reads the reply window.
-    fn reply(&mut self) -> Reply;
+    ///
+    /// # Errors
+    ///
+    /// The device was switched off or removed.
+    fn reply(&mut self) -> Result<Reply, PortGone>;
 
     /// See [`Device::events_seen`].
     fn events_seen(&mut self) -> u64;
@@ -126,7 +134,7 @@ impl<P: Port> Mailbox<P> {
         let mut interrupted = false;
         let mut look = look_first;
         loop {
-            if look && self.was_counted(before) {
+            if look && self.was_counted(before)? {
                 return Ok(true);
             }
             look = true;
@@ -158,15 +166,15 @@ impl<P: Port> Mailbox<P> {
     }
 
     /// Has the counter moved since it was `before`?
-    fn was_counted(&mut self, before: u16) -> bool {
-        let now = self.port.counter().replies;
+    fn was_counted(&mut self, before: u16) -> Result<bool, PortGone> {
+        let now = self.port.counter()?.replies;
         if now == before {
-            return false;
+            return Ok(false);
         }
         self.counts = Some(true);
         // More than one: this device counts what we did not ask for, and the next command looks before it begins.
         self.settled = Some(now).filter(|now| *now == before.wrapping_add(1));
-        true
+        Ok(true)
     }
 
     /// Waits until the device owes nothing; a late reply is thrown away, but a slot in it is freed.
@@ -176,8 +184,8 @@ impl<P: Port> Mailbox<P> {
             return Err(SendError::NotSent);
         }
         self.owed = None;
+        let reply = self.port.reply()?;
         self.port.notice(&Notice::LateReply { command });
-        let reply = self.port.reply();
         if command != Command::SlotAlloc || reply.rc < 0 || reply.slot_uid == 0 {
             return Ok(());
         }
@@ -196,7 +204,10 @@ impl<P: Port> Mailbox<P> {
 
     fn exchange(&mut self, command: Command, request: &[u8]) -> Result<Reply, SendError> {
         // Only replies move the counter, and none is owed: it stands where the last reply left it.
-        let before = self.settled.take().unwrap_or_else(|| self.port.counter().replies);
+        let before = match self.settled.take() {
+            Some(before) => before,
+            None => self.port.counter()?.replies,
+        };
         self.port.submit(command, request)?;
         self.owed = Some((command, before));
         if !self.await_reply(false)? {
@@ -204,7 +215,7 @@ impl<P: Port> Mailbox<P> {
             return Err(SendError::NoReply);
         }
         self.owed = None;
-        Ok(self.port.reply())
+        Ok(self.port.reply()?)
     }
 }
 

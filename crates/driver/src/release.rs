@@ -41,6 +41,15 @@ impl<P: Pages, R: AsRef<[Region<P>]> + AsMut<[Region<P>]>> Enclave<P, R> {
         Ok(())
     }
 
+    /// The device is gone and has nothing of the enclave any more: what the enclave had goes back, though its descriptor is open.
+    ///
+    /// Does nothing while the device is there. The enclave stays and answers ENODEV; its last close finds nothing left to do.
+    pub fn give_back_gone(&mut self, machine: &impl Machine) {
+        if self.summary.state == State::Gone && !self.released {
+            self.give_back(machine);
+        }
+    }
+
     fn make_sure_it_stopped(&mut self, device: &mut impl Device) -> Result<(), DeviceError> {
         let may_run = match self.summary.state {
             State::Running | State::Other(_) => true,

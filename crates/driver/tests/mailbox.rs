@@ -169,4 +169,12 @@ fn device_that_is_gone_is_told_apart_from_one_that_is_slow() {
     f.device.port_mut().model.gone = true;
     let request = pci::SlotInfo { slot_uid: 1 }.to_bytes();
     assert_eq!(f.device.send(SlotInfo, &request), Err(SendError::Gone));
+    // Also while it owes a reply: what a missing device's registers read as is no late reply.
+    f.device.port_mut().model.gone = false;
+    f.device.port_mut().model.fail_next(SlotInfo, Fault::LoseReply);
+    assert_eq!(f.device.send(SlotInfo, &request), Err(SendError::NoReply));
+    f.device.port_mut().model.gone = true;
+    f.device.port_mut().model.notices.clear();
+    assert_eq!(f.device.send(SlotInfo, &request), Err(SendError::Gone));
+    assert!(f.device.port_mut().model.notices.is_empty());
 }

@@ -12,7 +12,7 @@ use nitroxide_abi::pci::Command::{EnclaveStart, EnclaveStop, SlotAddMem, SlotAdd
 use nitroxide_abi::{pci, Code};
 use nitroxide_driver::{DeviceError, EventOutcome, Machine, Pages, PoolError, Region, Slot, State};
 use support::client::Mapped;
-use support::device::Fault;
+use support::device::{Fault, Model};
 use support::{Fixture, TestEnclave, ARGUMENT, GIB, MIB};
 
 #[test]
@@ -84,6 +84,27 @@ fn w4_every_call_on_a_device_that_is_gone_is_enodev_and_nothing_is_held() {
     f.close(init).unwrap();
     assert_eq!(f.create(ARGUMENT).map(|_| 0), Err(Code::ENODEV));
     f.close(running).unwrap();
+    f.assert_nothing_held();
+}
+
+/// The next device may give the same numbers again, and needs CPUs for its own enclaves.
+#[test]
+fn w4_open_enclave_of_a_device_that_is_gone_gives_back_what_it_had() {
+    let mut f = Fixture::new(200);
+    let mut old = f.running();
+    old.give_back_gone(&f.machine);
+    assert_eq!(f.machine.free(), [4, 5], "as long as the device is there nothing goes back");
+    f.device.gone = true;
+    old.device_gone(&mut f.device);
+    old.give_back_gone(&f.machine);
+    f.assert_nothing_held();
+    f.device = Model::new(200);
+    let new = f.running();
+    assert_eq!(new.slot_uid(), old.slot_uid());
+    assert_eq!(f.add_vcpu(&mut old, 0), Err(Code::ENODEV));
+    f.close(old).unwrap();
+    assert_eq!(f.machine.free(), [4, 5], "the close of the old one takes nothing from the new one");
+    f.close(new).unwrap();
     f.assert_nothing_held();
 }
 

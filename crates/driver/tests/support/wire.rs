@@ -140,13 +140,19 @@ impl Port for Registers {
         }
     }
 
-    fn counter(&mut self) -> EventCounter {
+    fn counter(&mut self) -> Result<EventCounter, PortGone> {
         self.counter_reads += 1;
-        self.counter
+        if self.model.gone {
+            return Err(PortGone);
+        }
+        Ok(self.counter)
     }
 
-    fn reply(&mut self) -> Reply {
-        self.reply
+    fn reply(&mut self) -> Result<Reply, PortGone> {
+        if self.model.gone {
+            return Err(PortGone);
+        }
+        Ok(self.reply)
     }
 
     fn events_seen(&mut self) -> u64 {
