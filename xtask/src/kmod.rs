@@ -28,11 +28,20 @@ pub struct Options {
     /// Boots it in a parent VM and compares its answers with the C driver's record: directed cases and 2,000 random sequences
     #[arg(long)]
     conformance: bool,
+    /// Runs clippy with the kernel's settings over it; a warning is an error
+    #[arg(long)]
+    clippy: bool,
 }
 
 /// Runs the chore.
 pub fn run(context: &Context, options: &Options) -> Result<()> {
     let module = build(context)?;
+    if options.clippy {
+        let root = Root::new(context.in_target("kmod/root"));
+        toolchain::bring_clippy(context, &root)?;
+        tree::clippy(context, &root)?;
+        eprintln!("kmod: clippy has no warnings");
+    }
     if options.conformance { conformance::run(context, &module) } else { Ok(()) }
 }
 

@@ -84,6 +84,19 @@ pub fn bring(context: &Context, root: &Root, kernel: &str) -> Result<Archives> {
     Ok(Archives { headers, source, version })
 }
 
+/// Downloads Debian's clippy, which only `--clippy` needs, where it is not there yet.
+pub fn bring_clippy(context: &Context, root: &Root) -> Result<()> {
+    if root.path("/usr/bin/clippy-driver").exists() {
+        return Ok(());
+    }
+    let _alone_in_cache = setup::lock_cache(context)?;
+    let apt = Apt::open(&context.cache.join("apt"), KEYRING)?;
+    let release = apt.of_release()?;
+    let archives = release.fetch(&release.packages(&["rust-clippy".to_owned()])?, &context.cache.join("kmod/clippy"))?;
+    apt.close();
+    archives.iter().try_for_each(|archive| unpack(archive, &root.path(""), &[]))
+}
+
 /// Headers and source of one version: the mirror may have moved on between them.
 fn check_versions(packages: &[Package]) -> Result<()> {
     let versions: Vec<&str> = packages.iter().filter_map(|package| package.file.split('_').nth(1)).collect();

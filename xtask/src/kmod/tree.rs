@@ -37,6 +37,7 @@ const UNWANTED: [&str; 14] = [
 const SOURCE: &str = "/ksrc";
 const OBJECTS: &str = "/kobj";
 const MODULE: &str = "/mod";
+const CLIPPY: &str = "/clippy";
 
 /// Jobs of make: as many as CPUs, at most this many.
 const MOST_JOBS: usize = 8;
@@ -77,10 +78,7 @@ pub fn prepare(root: &Root, kernel: &str, archives: &Archives) -> Result<()> {
 
 /// Copies the module's sources into the root, where they changed, builds, and puts the stripped module at `place`.
 pub fn build_module(context: &Context, root: &Root, place: &Path) -> Result<()> {
-    for (from, to) in [("kernel/src", "src"), ("crates/abi/src", "abi"), ("crates/driver/src", "driver")] {
-        mirror(&context.root.join(from), &root.path(MODULE).join(to))?;
-    }
-    copy_if_changed(&context.root.join("kernel/Kbuild"), &root.path(MODULE).join("Kbuild"))?;
+    copy_sources(context, root, MODULE)?;
     make(root, &root.path("/module.log"), &[&format!("M={MODULE}"), "modules"])?;
     let stripped = root.path(MODULE).join("nitro_enclaves.stripped");
     root.run(
@@ -88,6 +86,34 @@ pub fn build_module(context: &Context, root: &Root, place: &Path) -> Result<()> 
         &["strip", "--strip-debug", "-o", &format!("{MODULE}/nitro_enclaves.stripped"), &format!("{MODULE}/nitro_enclaves.ko")],
     )?;
     copy_if_changed(&stripped, place)
+}
+
+/// Runs clippy with the kernel's settings over the module, in a folder of its own.
+///
+/// # Errors
+///
+/// Its warnings: there must be none.
+pub fn clippy(context: &Context, root: &Root) -> Result<()> {
+    // What is compiled already is not looked at again.
+    let folder = root.path(CLIPPY);
+    if folder.exists() {
+        fs::remove_dir_all(&folder).into_diagnostic().wrap_err_with(|| format!("Removing {}", folder.display()))?;
+    }
+    copy_sources(context, root, CLIPPY)?;
+    let log = root.path("/clippy.log");
+    make(root, &log, &[&format!("M={CLIPPY}"), "CLIPPY=1", "modules"])?;
+    let text = fs::read_to_string(&log).into_diagnostic().wrap_err("Reading clippy's log")?;
+    match text.lines().filter(|line| line.starts_with("warning")).count() {
+        0 => Ok(()),
+        count => bail!("clippy has {count} warnings:\n{text}"),
+    }
+}
+
+fn copy_sources(context: &Context, root: &Root, to: &str) -> Result<()> {
+    for (from, part) in [("kernel/src", "src"), ("crates/abi/src", "abi"), ("crates/driver/src", "driver")] {
+        mirror(&context.root.join(from), &root.path(to).join(part))?;
+    }
+    copy_if_changed(&context.root.join("kernel/Kbuild"), &root.path(to).join("Kbuild"))
 }
 
 fn make(root: &Root, log: &Path, arguments: &[&str]) -> Result<()> {
