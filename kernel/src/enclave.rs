@@ -10,8 +10,8 @@ use kernel::prelude::*;
 use kernel::sync::aref::ARef;
 use kernel::sync::atomic::{Acquire, Atomic, Full, Relaxed, Release};
 use kernel::sync::barrier::smp_mb;
-use kernel::sync::poll::PollCondVar;
-use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock, UniqueArc};
+use kernel::sync::poll::{PollCondVar, PollCondVarBox};
+use kernel::sync::{new_mutex, new_spinlock, static_lock_class, Arc, Mutex, SpinLock, UniqueArc};
 use kernel::task::Task;
 use nitroxide_abi::{Code, SlotUid};
 use nitroxide_driver::extension::Listed;
@@ -52,9 +52,8 @@ pub(crate) struct EnclaveFile {
     /// A copy for those who must not wait for a call.
     #[pin]
     summary: SpinLock<Summary>,
-    /// Those who poll.
-    #[pin]
-    ended: PollCondVar,
+    /// Those who poll; in a box that RCU frees, since a condition variable of its own would wait for a grace period at every close.
+    ended: PollCondVarBox,
 }
 
 /// NE_CREATE_VM: makes a slot and its descriptor, and writes the slot's number to the caller.
@@ -71,6 +70,7 @@ pub(crate) fn create(home: &Arc<Home>, device: &Arc<NitroDevice>, argument: u64)
     let memory = UniqueArc::<EnclaveFile>::new_uninit(GFP_KERNEL_ACCOUNT).map_err(|_| Code::ENOMEM)?;
     let number = FileDescriptorReservation::get_unused_fd_flags(flags::O_CLOEXEC).map_err(sys::code)?;
     let descriptor = EnclaveDescriptor::new().map_err(sys::code)?;
+    let ended = PollCondVarBox::new(c"nitroxide::ended", static_lock_class!()).map_err(|_| Code::ENOMEM)?;
 
     let mut link = device.link(true);
     let slot = Slot::allocate(&**home, &mut link).map_err(refused)?;
@@ -95,7 +95,7 @@ pub(crate) fn create(home: &Arc<Home>, device: &Arc<NitroDevice>, argument: u64)
         event: Atomic::new(false),
         enclave <- new_mutex!(enclave, "nitroxide::enclave"),
         summary <- new_spinlock!(summary, "nitroxide::summary"),
-        ended <- kernel::new_poll_condvar!("nitroxide::ended"),
+        ended,
     }? Infallible));
     let file: Arc<EnclaveFile> = match made {
         Ok(file) => file.into(),
