@@ -315,6 +315,11 @@ impl NitroDevice {
 }
 
 impl NitroDevice {
+    /// Would a command have to wait for another's, or for a reply that is owed? Never if the device is gone.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.is_gone() && self.mailbox.try_lock().is_none_or(|mailbox| mailbox.is_stuck())
+    }
+
     /// The device did not do what must be done: that is tried again after a while.
     pub(crate) fn try_again_later(self: &Arc<Self>) {
         let mut retries = self.retries.lock();

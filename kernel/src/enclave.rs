@@ -246,8 +246,16 @@ impl EnclaveFile {
     }
 
     /// The last descriptor was closed.
+    ///
+    /// A process that ends, killed perhaps, does not wait for a device that works for another or owes a reply; its enclave is given back a moment later (W9). One that
+    /// closes finds everything given back.
     pub(crate) fn close(&self) {
-        self.closed.store(true, Release);
+        // Between this and the look whether the device is gone, as in `device_gone` in the opposite order: one of both gives back.
+        self.closed.xchg(true, Full);
+        if sys::is_exiting() && self.device.is_busy() {
+            self.device.try_again_later();
+            return;
+        }
         self.give_back();
         self.home.retry_closed(&self.device, Some(self));
     }

@@ -72,6 +72,13 @@ pub(crate) fn fsuid() -> u32 {
     unsafe { shim::nitroxide_fsuid() }
 }
 
+/// Is the current process about to end?
+pub(crate) fn is_exiting() -> bool {
+    // SAFETY: The current task's own flags, which only it changes.
+    let flags = unsafe { (*kernel::current!().as_ptr()).flags };
+    flags & bindings::PF_EXITING != 0
+}
+
 /// That user id as the caller's user namespace sees it.
 pub(crate) fn uid_for_caller(uid: u32) -> u32 {
     kernel::task::Kuid::from_raw(bindings::kuid_t { val: uid }).into_uid_in_current_ns()
