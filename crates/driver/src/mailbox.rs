@@ -82,6 +82,9 @@ const GRACE_MS: u32 = 1_000;
 /// How long a wait sleeps before it looks whether the reply came without its interrupt, in milliseconds; each further sleep is twice as long.
 const FIRST_SLEEP_MS: u32 = 1_000;
 
+/// Slots that are remembered because nobody knows them and the device refused to free them. Each takes a late reply to SLOT_ALLOC and a refusal.
+const MOST_ORPHANS: usize = 8;
+
 /// One device's mailbox.
 #[derive(Debug)]
 pub struct Mailbox<P> {
@@ -93,12 +96,14 @@ pub struct Mailbox<P> {
     counts: Option<bool>,
     /// Where the reply counter stands, if that is known without a look.
     settled: Option<u16>,
+    /// Slots that nobody knows, to be freed before the next command; 0 is none.
+    orphans: [u64; MOST_ORPHANS],
 }
 
 impl<P: Port> Mailbox<P> {
     /// A mailbox over the registers of a device that was just enabled.
     pub fn new(port: P) -> Self {
-        Self { port, timeout_ms: DEVICE_TIMEOUT_MS, owed: None, counts: None, settled: None }
+        Self { port, timeout_ms: DEVICE_TIMEOUT_MS, owed: None, counts: None, settled: None, orphans: [0; MOST_ORPHANS] }
     }
 
     /// The same with another time limit per command, in milliseconds.
@@ -122,6 +127,7 @@ impl<P: Port> Mailbox<P> {
     pub fn was_reset(&mut self) {
         self.owed = None;
         self.settled = None;
+        self.orphans = [0; MOST_ORPHANS];
     }
 
     /// Waits for the reply to the command that is owed; false when the time is up.
@@ -177,7 +183,7 @@ impl<P: Port> Mailbox<P> {
         Ok(true)
     }
 
-    /// Waits until the device owes nothing; a late reply is thrown away, but a slot in it is freed.
+    /// Waits until the device owes nothing; a late reply is thrown away, but a slot in it will be freed.
     fn drain(&mut self) -> Result<(), SendError> {
         let Some((command, _)) = self.owed else { return Ok(()) };
         if !self.await_reply(true)? {
@@ -186,15 +192,28 @@ impl<P: Port> Mailbox<P> {
         self.owed = None;
         let reply = self.port.reply()?;
         self.port.notice(&Notice::LateReply { command });
-        if command != Command::SlotAlloc || reply.rc < 0 || reply.slot_uid == 0 {
-            return Ok(());
+        if command == Command::SlotAlloc && reply.rc >= 0 {
+            // Its caller was told ETIMEDOUT: nobody else will ever free this slot. Where there is no place left it stays until a reset.
+            if let Some(place) = self.orphans.iter_mut().find(|slot| **slot == 0) {
+                *place = reply.slot_uid;
+            }
         }
-        // Its caller was told ETIMEDOUT: nobody else will ever free this slot.
-        let slot_uid = reply.slot_uid;
-        let freed = self.exchange(Command::SlotFree, &SlotFree { slot_uid }.to_bytes());
-        match freed {
+        Ok(())
+    }
+
+    /// Frees one slot that nobody knows; if the device refuses, the next command tries the next one.
+    fn free_orphan(&mut self) -> Result<(), SendError> {
+        let Some(place) = self.orphans.iter_mut().find(|slot| **slot != 0) else { return Ok(()) };
+        // Taken out: without a reply it may be free, and its number another's.
+        let slot_uid = core::mem::take(place);
+        match self.exchange(Command::SlotFree, &SlotFree { slot_uid }.to_bytes()) {
             Ok(reply) if reply.rc >= 0 => self.port.notice(&Notice::OrphanFreed { slot: SlotUid(slot_uid) }),
-            Ok(_) => {}
+            Ok(_) => {
+                self.orphans.rotate_left(1);
+                if let Some(place) = self.orphans.iter_mut().rev().find(|slot| **slot == 0) {
+                    *place = slot_uid;
+                }
+            }
             // The command that waits behind this one was not sent.
             Err(SendError::NoReply | SendError::NotSent) => return Err(SendError::NotSent),
             Err(SendError::Gone) => return Err(SendError::Gone),
@@ -222,6 +241,7 @@ impl<P: Port> Mailbox<P> {
 impl<P: Port> Device for Mailbox<P> {
     fn send(&mut self, command: Command, request: &[u8]) -> Result<Reply, SendError> {
         self.drain()?;
+        self.free_orphan()?;
         self.exchange(command, request)
     }
 

@@ -127,6 +127,20 @@ fn w3_slot_in_a_late_reply_is_freed() {
     assert_eq!(f.device.port_mut().model.sent(), [SlotAlloc, SlotAlloc, SlotFree, SlotAlloc]);
 }
 
+/// Found by the stress: a process that is killed while it creates, and a device that refuses to free what nobody got.
+#[test]
+fn w3_slot_in_a_late_reply_that_the_device_does_not_free_is_tried_again() {
+    let mut f = fixture();
+    deliver(&mut f, late(TIMEOUT_MS + 1));
+    assert_eq!(f.create(ARGUMENT).map(|_| 0), Err(Code::ETIMEDOUT));
+    f.device.port_mut().model.fail_next(SlotFree, Fault::Refuse(-16));
+    let e = f.create(ARGUMENT).unwrap();
+    assert_eq!(f.device.port_mut().model.slots.len(), 2);
+    f.close(e).unwrap();
+    assert_eq!(f.device.port_mut().model.sent(), [SlotAlloc, SlotFree, SlotAlloc, SlotFree, SlotFree]);
+    f.assert_nothing_held();
+}
+
 #[test]
 fn w3_counter_wraps() {
     let mut f = fixture();
