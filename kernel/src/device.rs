@@ -45,6 +45,8 @@ pub(crate) struct Registers {
     #[pin]
     reply: ReplySignal,
     events: Atomic<i64>,
+    /// Is the device being switched off for good? Set before it is told.
+    leaving: Atomic<bool>,
     /// Was the device switched off, or pulled out? Never taken back: the next device has registers of its own.
     gone: Atomic<bool>,
 }
@@ -56,7 +58,14 @@ impl Registers {
     ///
     /// ENOMEM.
     pub(crate) fn new(bar: Bar) -> Result<Arc<Self>> {
-        Arc::pin_init(pin_init!(Self { bar, reply <- ReplySignal::new(), events: Atomic::new(0), gone: Atomic::new(false) }), GFP_KERNEL)
+        let registers = pin_init!(Self {
+            bar,
+            reply <- ReplySignal::new(),
+            events: Atomic::new(0),
+            leaving: Atomic::new(false),
+            gone: Atomic::new(false),
+        });
+        Arc::pin_init(registers, GFP_KERNEL)
     }
 
     fn is_gone(&self) -> bool {
@@ -73,6 +82,18 @@ impl Registers {
     fn look_whether_gone(&self) {
         if matches!(self.enabled(), None | Some(PULLED_OUT)) {
             self.set_gone();
+        }
+    }
+
+    /// From now on what stands in the reply's window is not a reply any more: it is empty, which would look like success.
+    fn set_leaving(&self) {
+        self.leaving.store(true, Release);
+    }
+
+    /// Waits for the end of switching off, if that has begun: a command that was under way then was not answered.
+    fn wait_if_leaving(&self) {
+        while self.leaving.load(Acquire) && !self.is_gone() {
+            kernel::time::delay::fsleep(Delta::from_millis(LOOK_MS.into()));
         }
     }
 
@@ -208,6 +229,8 @@ impl Port for RegisterPort {
         if reply.rc == -1 {
             self.registers.look_whether_gone();
         }
+        // Looked at after the reading, as the device empties the window only after it was told to.
+        self.registers.wait_if_leaving();
         read.filter(|()| !self.registers.is_gone()).ok_or(PortGone)?;
         if reply.rc < 0 {
             statistics::COMMANDS_REFUSED.count();
@@ -305,6 +328,7 @@ impl NitroDevice {
     /// Switches the device off for good: its enclaves are gone, and what they had comes back (W4).
     pub(crate) fn switch_off(self: &Arc<Self>) {
         self.home.unpublish(self);
+        self.registers.set_leaving();
         if !self.registers.disable() {
             pr_err!("the device does not switch off; what its enclaves have is taken back all the same\n");
         }
