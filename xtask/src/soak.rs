@@ -1,12 +1,13 @@
 //! `cargo xtask soak`: loops that are too long for every test run.
 //!
-//! The same tests with larger numbers: they read `NITROXIDE_SOAK` (20 enclaves at once) and the driver model's own variables.
+//! The same tests with larger numbers: they read `NITROXIDE_SOAK` (20 enclaves at once, five minutes of stress on our kernel module) and the driver model's own
+//! variables.
 
 use miette::Result;
 
 use crate::context::{self, Context};
 use crate::test::Steps;
-use crate::{guest, setup};
+use crate::{guest, kmod, setup};
 
 /// Random call sequences of the driver core against its model; the ordinary run has 100 000.
 const DRIVER_SEQUENCES: &str = "3000000";
@@ -29,6 +30,11 @@ pub fn run(context: &Context) -> Result<()> {
             context::run(&mut context.cargo(["test", "--package", "nitroxide-vsock", "--test", "guest"]))?;
         }
         Ok(())
+    })?;
+    steps.take("our kernel module", || kmod::build(context))?;
+    steps.take("five minutes of many calls at once on our kernel module", || {
+        let mut command = context.cargo(["test", "--package", "nitroxide-conformance", "--examples", "--test", "drivers", "--", "stress"]);
+        context::run(command.env("NITROXIDE_SOAK", "1"))
     })?;
     steps.report();
     Ok(())

@@ -1,7 +1,8 @@
 //! Drives any `/dev/nitro_enclaves`, writes down every answer, and compares two such transcripts.
 //!
 //! A *case* is a list of [`step::Op`]s; a [`Target`] performs them: [`real::Real`] by system calls, [`simulated::Core`] with the driver core in
-//! process. [`cases`] has the directed ones, [`random`] makes more from a seed. [`compare`] compares two transcripts, [`rules`] are the differences that are meant. docs/conformance.md.
+//! process. [`cases`] has the directed ones, [`random`] makes more from a seed. [`compare`] compares two transcripts, [`rules`] are the differences that are meant.
+//! [`stress`] needs no transcript: it looks for what many callers at once can break. docs/conformance.md.
 
 pub mod cases;
 pub mod compare;
@@ -17,6 +18,7 @@ pub mod rules;
 #[cfg(feature = "core")]
 pub mod simulated;
 pub mod step;
+pub mod stress;
 mod sys;
 pub mod transcript;
 

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use nitroxide_conformance::control::{Control, NoControl, Pci};
 use nitroxide_conformance::real::Real;
 use nitroxide_conformance::transcript::{Case, Transcript, run_all};
-use nitroxide_conformance::{Target, cases, compare, coverage, probes, random, record};
+use nitroxide_conformance::{Target, cases, compare, coverage, probes, random, record, stress};
 
 const USAGE: &str = "\
 Usage:
@@ -18,6 +18,8 @@ Usage:
   nitroxide-conformance compare C_DRIVER OTHER [--steps N]              two transcripts; fails on unknown differences
   nitroxide-conformance probe NAME                                      one weakness; may leave the driver broken
   nitroxide-conformance coverage TRANSCRIPT [--steps N]                 which call met which answer how often
+  nitroxide-conformance stress --seconds N [--threads T] [--seed S] [--no-unbind] [--control pci|none]
+                                                                        many calls at once; fails on anything impossible or lost
 TARGET: [--target real|core] [--control pci|none] [--like TRANSCRIPT (a core with the layout of this one)]
 Needs root, 110 free huge pages of 2 MiB, and the pool 2-5 of 6 CPUs in cores of two threads.";
 
@@ -70,6 +72,16 @@ fn act(arguments: &[String]) -> Result<bool, String> {
         Some("coverage") => {
             print!("{}", coverage::Coverage::of(&read(arguments.get(1).ok_or(USAGE)?, steps)?));
             Ok(true)
+        }
+        Some("stress") => {
+            let options = stress::Options {
+                seconds: number("--seconds", 60)?,
+                threads: number("--threads", 8)?,
+                seed: number("--seed", 1)?,
+                unbind: !flag("--no-unbind"),
+                control: value("--control") != Some("none"),
+            };
+            stress::run(&options).map_err(|error| error.to_string())
         }
         _ => Err(USAGE.to_owned()),
     }

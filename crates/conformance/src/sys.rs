@@ -5,6 +5,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use libc::{c_int, c_void};
@@ -195,6 +196,54 @@ pub(crate) fn in_child(act: impl FnOnce() -> i64) -> io::Result<i64> {
             read.map(|()| i64::from_ne_bytes(bytes))
         }
     }
+}
+
+/// Forks a child of a program with many threads: `act` makes system calls and uses its own memory, takes no lock and asks for no memory. It ends with the
+/// thread that made it, if nobody ends it before.
+pub(crate) fn fork_from_threads(act: impl FnOnce()) -> io::Result<c_int> {
+    // SAFETY: only this thread is in the child, which needs nothing that another one may have locked, by this function's contract.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            // SAFETY: only a request to end with the parent.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            act();
+            quit()
+        }
+        child => Ok(child),
+    }
+}
+
+/// Kills a child that was not reaped yet, and waits for its end.
+pub(crate) fn kill_child(child: c_int) {
+    // SAFETY: a number; until it is reaped no other process has it.
+    unsafe { libc::kill(child, libc::SIGKILL) };
+    wait(child);
+}
+
+/// Becomes user nobody, in a child of [`fork_from_threads`]: the C library's own function would speak to threads that are not there.
+pub(crate) fn become_nobody_after_fork() -> bool {
+    const NOBODY: u32 = 65534;
+    // SAFETY: only numbers.
+    unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) == 0 }
+}
+
+/// Numbers that children share, all 0 at first; they stay for as long as the program runs.
+pub(crate) fn shared_words(count: usize) -> io::Result<&'static [AtomicU64]> {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping where the kernel likes.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), count * size_of::<AtomicU64>(), protection, flags, -1, 0) };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a mapping of that many bytes, aligned to a page, zeros at first, never unmapped, and used only through these atomic numbers.
+    Ok(unsafe { std::slice::from_raw_parts(at.cast::<AtomicU64>(), count) })
+}
+
+/// Lets a process see what others write in the same moment: waits a little without a lock.
+pub(crate) fn pause_us(us: u32) {
+    // SAFETY: only a number.
+    unsafe { libc::usleep(us) };
 }
 
 fn quit() -> ! {

@@ -1,4 +1,5 @@
-//! Programs that run inside a guest: static, built beforehand by `cargo xtask guest`; and the kernel's own sample, compiled when it is first asked for.
+//! Programs that run inside a guest: static, built beforehand by `cargo xtask guest`; the module that `cargo xtask kmod` builds; and the kernel's own sample,
+//! compiled when it is first asked for.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,7 +20,7 @@ pub fn guest_program(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("the guest program {name} was not built: run `cargo xtask guest` first"))
 }
 
-/// Our Linux module, for the kernel of a parent VM.
+/// Our Linux module, `target/kmod/nitro_enclaves.ko`.
 ///
 /// # Panics
 ///

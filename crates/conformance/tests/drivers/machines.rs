@@ -60,5 +60,8 @@ pub fn swap_to_ours(vm: &ParentVm, pool: &str) {
 /// What the kernel complained of.
 pub fn complaint(vm: &ParentVm) -> &'static str {
     let console = vm.console();
-    ["Oops", "BUG", "WARNING", "INFO: task", "KASAN"].into_iter().find(|word| console.contains(word)).unwrap_or("nothing")
+    ["Oops", "BUG", "WARNING", "INFO: task", "KASAN", "possible recursive", "sleeping function"]
+        .into_iter()
+        .find(|word| console.contains(word))
+        .unwrap_or("nothing")
 }

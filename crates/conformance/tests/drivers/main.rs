@@ -1,4 +1,5 @@
-//! The C driver and our module in virtual machines: what both say ([`transcripts`], [`shapes`]), and what only one of them does ([`weaknesses`]).
+//! The C driver and our module in virtual machines: what both say ([`transcripts`], [`shapes`]), what only one of them does ([`weaknesses`]),
+//! and many calls at once ([`stress`]).
 //!
 //! One program, so that tests that wait for a device leave the CPUs to others.
 
@@ -6,5 +7,6 @@
 
 mod machines;
 mod shapes;
+mod stress;
 mod transcripts;
 mod weaknesses;
