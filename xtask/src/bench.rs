@@ -6,10 +6,10 @@ use miette::{Result, ensure};
 
 use crate::context::{self, Context};
 use crate::test::Steps;
-use crate::{guest, setup};
+use crate::{guest, kmod, setup};
 
 /// The benchmarks: package, target, what it measures.
-const BENCHES: [(&str, &str, &str); 9] = [
+const BENCHES: [(&str, &str, &str); 10] = [
     ("nitroxide-eif", "measure", "measuring an image beside raw SHA-384"),
     ("nitroxide-device", "device_command", "a command of the device"),
     ("nitroxide-enclave", "donate", "512 MiB of a parent VM given to an enclave"),
@@ -18,6 +18,7 @@ const BENCHES: [(&str, &str, &str); 9] = [
     ("nitroxide-vsock", "throughput", "vsock throughput and round trip of a real guest"),
     ("nitroxide-cli", "launch", "a launch, split into our share, QEMU's and the guest kernel's"),
     ("nitroxide-device-pci", "register_command", "a command through the PCI function"),
+    ("nitroxide-conformance", "drivers", "each call on Linux' own driver and on ours, and their accesses to registers"),
     ("nitroxide-cli", "parent", "a launch in a parent VM with the distribution's driver, isolated and zero-copy"),
 ];
 
@@ -35,8 +36,11 @@ pub fn run(context: &Context, options: &Options) -> Result<()> {
     ensure!(!chosen.is_empty(), "No benchmark's name contains {:?}", options.filter);
     let mut steps = Steps::default();
     steps.take("setup", || setup::run(context))?;
-    if chosen.iter().any(|(_, target, _)| *target == "parent") {
+    if chosen.iter().any(|(_, target, _)| ["parent", "drivers"].contains(target)) {
         steps.take("setup: what only parent VMs need", || setup::extras(context, setup::Extras::ParentVm))?;
+    }
+    if chosen.iter().any(|(_, target, _)| *target == "drivers") {
+        steps.take("our kernel module", || kmod::build(context))?;
     }
     steps.take("guest programs", || guest::run(context))?;
     for (package, target, what) in chosen {

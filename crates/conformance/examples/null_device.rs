@@ -1,4 +1,4 @@
-//! The PCI device with a launcher that starts nothing: what the driver is compared on. Called as `nitroxide device` is.
+//! The PCI device with a launcher that starts nothing: what the driver is compared on. Called as `nitroxide device` is; also a part of benches/drivers.rs.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use nitroxide_device::{Device, Faults, Limits};
 use nitroxide_device_pci::{ParentRam, ParentVsock, PciServer, ServerOptions};
 use nitroxide_world::World;
 
-fn main() {
+/// Serves one VM.
+pub fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let value = |name: &str| arguments.iter().position(|word| word == name).and_then(|place| arguments.get(place + 1)).map(PathBuf::from);
     let (socket, vsock) = (value("--socket").expect("--socket"), value("--vsock").expect("--vsock"));

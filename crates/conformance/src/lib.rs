@@ -2,8 +2,9 @@
 //!
 //! A *case* is a list of [`step::Op`]s; a [`Target`] performs them: [`real::Real`] by system calls, [`simulated::Core`] with the driver core in
 //! process. [`cases`] has the directed ones, [`random`] makes more from a seed. [`compare`] compares two transcripts, [`rules`] are the differences that are meant.
-//! [`stress`] needs no transcript: it looks for what many callers at once can break. docs/conformance.md.
+//! [`stress`] and [`mod@bench`] need no transcript: the first looks for what many callers at once can break, the second takes times. docs/conformance.md.
 
+pub mod bench;
 pub mod cases;
 pub mod compare;
 pub mod control;

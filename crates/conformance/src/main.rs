@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use nitroxide_conformance::control::{Control, NoControl, Pci};
 use nitroxide_conformance::real::Real;
 use nitroxide_conformance::transcript::{Case, Transcript, run_all};
-use nitroxide_conformance::{Target, cases, compare, coverage, probes, random, record, stress};
+use nitroxide_conformance::{Target, bench, cases, compare, coverage, probes, random, record, stress};
 
 const USAGE: &str = "\
 Usage:
@@ -20,6 +20,7 @@ Usage:
   nitroxide-conformance coverage TRANSCRIPT [--steps N]                 which call met which answer how often
   nitroxide-conformance stress --seconds N [--threads T] [--seed S] [--no-unbind] [--control pci|none]
                                                                         many calls at once; fails on anything impossible or lost
+  nitroxide-conformance bench [--rounds N]                              how long each call takes
 TARGET: [--target real|core] [--control pci|none] [--like TRANSCRIPT (a core with the layout of this one)]
 Needs root, 110 free huge pages of 2 MiB, and the pool 2-5 of 6 CPUs in cores of two threads.";
 
@@ -82,6 +83,10 @@ fn act(arguments: &[String]) -> Result<bool, String> {
                 control: value("--control") != Some("none"),
             };
             stress::run(&options).map_err(|error| error.to_string())
+        }
+        Some("bench") => {
+            bench::run(number("--rounds", 200)?).map_err(|error| error.to_string())?;
+            Ok(true)
         }
         _ => Err(USAGE.to_owned()),
     }
