@@ -38,6 +38,7 @@ pub(crate) struct EnclaveFile {
     device: Arc<NitroDevice>,
     /// Tells enclaves apart where the slot's number might come again; ascending, 1 and up.
     serial: u64,
+    uid: SlotUid,
     /// The creator's address space; held, so that its address means it (W7).
     owner: ARef<Mm>,
     owner_uid: u32,
@@ -52,6 +53,8 @@ pub(crate) struct EnclaveFile {
     /// A copy for those who must not wait for a call.
     #[pin]
     summary: SpinLock<Summary>,
+    /// The part of it that poll looks at, all the time.
+    hung_up: Atomic<bool>,
     /// Those who poll; in a box that RCU frees, since a condition variable of its own would wait for a grace period at every close.
     ended: PollCondVarBox,
 }
@@ -87,6 +90,7 @@ pub(crate) fn create(home: &Arc<Home>, device: &Arc<NitroDevice>, argument: u64)
         home: home.clone(),
         device: device.clone(),
         serial: SERIALS.fetch_add(1, Relaxed),
+        uid,
         owner,
         owner_uid: sys::fsuid(),
         owner_task,
@@ -95,6 +99,7 @@ pub(crate) fn create(home: &Arc<Home>, device: &Arc<NitroDevice>, argument: u64)
         event: Atomic::new(false),
         enclave <- new_mutex!(enclave, "nitroxide::enclave"),
         summary <- new_spinlock!(summary, "nitroxide::summary"),
+        hung_up: Atomic::new(false),
         ended,
     }? Infallible));
     let file: Arc<EnclaveFile> = match made {
@@ -150,6 +155,11 @@ impl EnclaveFile {
         *self.summary.lock()
     }
 
+    /// Does poll report POLLHUP?
+    pub(crate) fn has_hung_up(&self) -> bool {
+        self.hung_up.load(Acquire)
+    }
+
     /// Where those wait who poll.
     pub(crate) fn ended(&self) -> &PollCondVar {
         &self.ended
@@ -171,7 +181,7 @@ impl EnclaveFile {
     /// The code that the caller gets.
     pub(crate) fn ioctl(&self, word: u32, argument: u64) -> Result<u32, Code> {
         let result = self.call(word, argument);
-        trace::ioctl(word, self.summary().slot, result);
+        trace::ioctl(word, self.uid, result);
         result
     }
 
@@ -283,6 +293,7 @@ impl EnclaveFile {
         let new = enclave.summary();
         let old = core::mem::replace(&mut *self.summary.lock(), new);
         if new.hung_up && !old.hung_up {
+            self.hung_up.store(true, Release);
             self.ended.notify_all();
         }
         if new.started_ns != 0 && old.started_ns == 0 {

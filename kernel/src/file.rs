@@ -138,7 +138,7 @@ unsafe extern "C" fn enclave_poll(file: *mut bindings::file, table: *mut binding
     // SAFETY: As above.
     let (table, file) = unsafe { (PollTable::from_raw(table), File::from_raw_file(file)) };
     table.register_wait(file, enclave.ended());
-    if enclave.summary().hung_up {
+    if enclave.has_hung_up() {
         bindings::POLLHUP as bindings::__poll_t
     } else {
         0

@@ -15,6 +15,7 @@ use nitroxide_abi::pci::{Command, Reply};
 use nitroxide_abi::{Code, CpuId, extension, ioctl};
 use nitroxide_device::testing::NullLauncher;
 use nitroxide_device::{Faults, Limits};
+use nitroxide_driver::extension::Home as Facts;
 use nitroxide_driver::{CpuEntry, Cpus, Device, Enclave, Ledger, LedgerEntry, Machine, Notice, Pool, Region, SendError, Slot, call};
 
 use self::memory::{Caller, Memory, Pinned};
@@ -23,6 +24,15 @@ use crate::transcript::Transcript;
 use crate::{LEFT_OUT, NO_ENCLAVE, Target};
 
 const MAX_STORAGE: u64 = 4096;
+
+/// What NE_QUERY would say of this home; nobody asks.
+const FACTS: Facts = Facts {
+    home: extension::home::LIBRARY,
+    backend: extension::backend::NONE,
+    isolation: extension::isolation::NONE,
+    errata: 0,
+    features: 0,
+};
 
 type Home = Enclave<Pinned, Vec<Region<Pinned>>>;
 
@@ -140,7 +150,11 @@ impl Core {
         let entry = self.enclaves.get_mut(enclave).filter(|entry| entry.open)?;
         let home = entry.home.as_mut()?;
         let address = if pointer == Pointer::Null { 0 } else { 1 };
-        let result = call::enclave_call(home, &self.machine, &mut self.device, &mut client, word, address);
+        let result = if call::enclave_call_needs_lock(word) {
+            call::enclave_call(home, &self.machine, &mut self.device, &mut client, word, address)
+        } else {
+            call::enclave_look(&home.summary(), &self.machine, &mut client, &FACTS, word, address)
+        };
         Some(result.map(|value| (value.into(), client.argument)))
     }
 

@@ -15,7 +15,7 @@ use crate::{Device, Enclave, Machine, Region, Summary};
 /// while another call waits for the device.
 #[must_use]
 pub fn enclave_call_needs_lock(word: u32) -> bool {
-    matches!(word, ioctl::ADD_VCPU | ioctl::GET_IMAGE_LOAD_INFO | ioctl::SET_USER_MEMORY_REGION | ioctl::START_ENCLAVE | extension::STOP)
+    matches!(word, ioctl::ADD_VCPU | ioctl::SET_USER_MEMORY_REGION | ioctl::START_ENCLAVE | extension::STOP)
 }
 
 /// Does one command on an enclave's descriptor and returns what the ioctl returns.
@@ -45,13 +45,6 @@ where
             let cpu = told(enclave.slot, device, cpu)?;
             // If this fails the vCPU stays: the device has it, and no command takes it back.
             client.write(argument, &cpu.0.to_le_bytes())?;
-        }
-        ioctl::GET_IMAGE_LOAD_INFO => {
-            let mut bytes = [0; ImageLoadInfo::SIZE];
-            client.read(argument, &mut bytes)?;
-            let request = ImageLoadInfo::from_bytes(&bytes);
-            let memory_offset = told(enclave.slot, device, enclave.image_load_info(request.flags))?;
-            client.write(argument, &ImageLoadInfo { memory_offset, ..request }.to_bytes())?;
         }
         ioctl::SET_USER_MEMORY_REGION => {
             let mut bytes = [0; UserMemoryRegion::SIZE];
@@ -100,6 +93,14 @@ pub fn enclave_look(
     argument: u64,
 ) -> Result<u32, Code> {
     match word {
+        ioctl::GET_IMAGE_LOAD_INFO => {
+            let mut bytes = [0; ImageLoadInfo::SIZE];
+            client.read(argument, &mut bytes)?;
+            let request = ImageLoadInfo::from_bytes(&bytes);
+            let memory_offset = enclave.image_load_info(request.flags)?;
+            client.write(argument, &ImageLoadInfo { memory_offset, ..request }.to_bytes())?;
+            Ok(0)
+        }
         extension::ENCLAVE_INFO => enclave_info(client, enclave, argument).map(|()| 0),
         extension::QUERY => query(machine, client, home, Some(enclave), argument).map(|()| 0),
         extension::GET_API_VERSION => Ok(extension::API_VERSION),

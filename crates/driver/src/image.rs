@@ -5,12 +5,12 @@
 use nitroxide_abi::{flags, limits};
 
 use crate::error::ImageLoadInfoError;
-use crate::Enclave;
+use crate::{Enclave, Summary};
 
-impl<P, R> Enclave<P, R> {
+impl Summary {
     /// Bytes from the start of the enclave's memory to the image, for an image of the kind that `image_flags` names.
     ///
-    /// Any holder of the descriptor may ask, as often as it likes; the device is not asked.
+    /// Any holder of the descriptor may ask, as often as it likes; neither the device is asked, nor is a call waited for that is under way.
     ///
     /// # Errors
     ///
@@ -21,5 +21,16 @@ impl<P, R> Enclave<P, R> {
             return Err(ImageLoadInfoError::BadFlags);
         }
         Ok(limits::EIF_OFFSET)
+    }
+}
+
+impl<P, R> Enclave<P, R> {
+    /// As [`Summary::image_load_info`], for a home that has the enclave at hand.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn image_load_info(&self, image_flags: u64) -> Result<u64, ImageLoadInfoError> {
+        self.summary.image_load_info(image_flags)
     }
 }

@@ -7,16 +7,8 @@ mod support;
 use nitroxide_abi::extension::{self, exit_reason, group, EnclaveInfo, List, PoolInfo, Query, Stop};
 use nitroxide_abi::{flags, ioctl, Code, SlotUid};
 use nitroxide_driver::call::{device_call, enclave_call_needs_lock, enclave_look};
-use nitroxide_driver::extension::{bit, list, Home, Listed, CORE_ERRATA};
-use support::{Fixture, TestEnclave, ARGUMENT, MIB};
-
-const HOME: Home = Home {
-    home: extension::home::LIBRARY,
-    backend: extension::backend::NONE,
-    isolation: extension::isolation::NONE,
-    errata: bit(1),
-    features: 0,
-};
+use nitroxide_driver::extension::{bit, list, Listed, CORE_ERRATA};
+use support::{Fixture, TestEnclave, ARGUMENT, HOME, MIB};
 
 /// Puts a struct of `size` bytes at the argument.
 fn put(f: &Fixture, bytes: &[u8], size: u32) {

@@ -10,7 +10,8 @@ pub mod machine;
 pub mod wire;
 
 use nitroxide_abi::ioctl::{self, EnclaveStartInfo, ImageLoadInfo, UserMemoryRegion};
-use nitroxide_abi::{Code, SlotUid};
+use nitroxide_abi::{extension, Code, SlotUid};
+use nitroxide_driver::extension::{bit, Home};
 use nitroxide_driver::{call, Device, Enclave, Region, Slot};
 
 use client::{Memory, TestClient, TestPages};
@@ -24,6 +25,15 @@ pub type TestEnclave = Enclave<TestPages, Vec<Region<TestPages>>>;
 
 /// Where tests put an ioctl's argument; any address that is no region.
 pub const ARGUMENT: u64 = 0x10_0000;
+
+/// What NE_QUERY says of the home.
+pub const HOME: Home = Home {
+    home: extension::home::LIBRARY,
+    backend: extension::backend::NONE,
+    isolation: extension::isolation::NONE,
+    errata: bit(1),
+    features: 0,
+};
 
 /// One parent with one client process and one device.
 pub struct Fixture<D = Model> {
@@ -56,6 +66,9 @@ impl<D: Device> Fixture<D> {
     }
 
     pub fn call(&mut self, enclave: &mut TestEnclave, client: &mut TestClient, word: u32, argument: u64) -> Result<u32, Code> {
+        if word == ioctl::GET_IMAGE_LOAD_INFO {
+            return call::enclave_look(&enclave.summary(), &self.machine, client, &HOME, word, argument);
+        }
         call::enclave_call(enclave, &self.machine, &mut self.device, client, word, argument)
     }
 
