@@ -2,9 +2,12 @@
 //!
 //! A module fits a stock kernel only if it was made by the very compiler and configuration that the kernel was made by: [`toolchain`] brings Debian's,
 //! [`tree`] prepares the kernel's tree and proves that both are the same, [`conformance`] compares the module with what the C driver was recorded to do.
-//! No root is needed where the system allows user namespaces ([`root`]). docs/kernel.md.
+//! No root is needed where the system allows user namespaces ([`root`]). docs/kernel.md. [`package`] makes packages for users, [`package_check`] tries them
+//! (docs/kernel-package.md).
 
 mod conformance;
+mod package;
+mod package_check;
 mod root;
 mod toolchain;
 mod tree;
@@ -31,10 +34,31 @@ pub struct Options {
     /// Runs clippy with the kernel's settings over it; a warning is an error
     #[arg(long)]
     clippy: bool,
+    /// Makes the DKMS package of the sources instead of the module
+    #[arg(long)]
+    package: bool,
+    /// Makes the package that a kernel's headers lack for modules in Rust: linux-headers-KERNEL-rust
+    #[arg(long)]
+    kit: bool,
+    /// Installs both packages in a Debian below target/kmod-package, builds, signs and loads the module, and provokes every refusal
+    #[arg(long, requires = "package")]
+    check: bool,
 }
 
 /// Runs the chore.
 pub fn run(context: &Context, options: &Options) -> Result<()> {
+    if options.check {
+        return package_check::run(context);
+    }
+    if options.package {
+        package::dkms(context)?;
+    }
+    if options.kit {
+        kit(context)?;
+    }
+    if options.package || options.kit {
+        return Ok(());
+    }
     let module = build(context)?;
     if options.clippy {
         let root = Root::new(context.in_target("kmod/root"));
@@ -42,7 +66,30 @@ pub fn run(context: &Context, options: &Options) -> Result<()> {
         tree::clippy(context, &root)?;
         eprintln!("kmod: clippy has no warnings");
     }
+    eprintln!("{}", fits(&kernel_of_setup(context)?, &running()));
     if options.conformance { conformance::run(context, &module) } else { Ok(()) }
+}
+
+/// Makes the kit of the kernel of target/setup.
+fn kit(context: &Context) -> Result<PathBuf> {
+    build(context)?;
+    package::kit(context, &Root::new(context.in_target("kmod/root")), &kernel_of_setup(context)?)
+}
+
+/// The release of the kernel that runs here.
+fn running() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Whether the module, which is for `kernel`, is of use on this machine, and what is if it is not.
+fn fits(kernel: &str, running: &str) -> String {
+    if kernel == running {
+        return "kmod: that is the kernel that runs here: docs/kernel-package.md says how the module is installed".to_owned();
+    }
+    format!(
+        "kmod: this machine runs Linux {running}, which cannot load it. `nitroxide doctor` says whether a module in Rust is possible here at all; \
+         `cargo xtask parent-vm --driver rust` runs this one in a VM, and nitroxide's user-space home needs no module"
+    )
 }
 
 /// Builds what is not built yet; returns the module's path.
@@ -87,4 +134,16 @@ fn kernel_of_setup(context: &Context) -> Result<String> {
 fn names_in(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_running_kernel_is_told_what_to_do() {
+        assert!(fits("7.3.4", "7.3.4").contains("installed"));
+        let text = fits("7.3.4", "6.12.0");
+        assert!(text.contains("6.12.0") && text.contains("cannot load it") && text.contains("doctor"), "{text}");
+    }
 }

@@ -192,7 +192,9 @@ fn doctor_reports_as_text_and_as_json() {
     assert!(text(&output.stdout).contains("runtime directory"), "{}", text(&output.stdout));
     let output = run(nitroxide().args(["doctor", "--json"]).env("NITROXIDE_RUNTIME_DIR", &runtime));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(report["checks"].as_array().unwrap().iter().any(|check| check["name"] == "QEMU"));
+    for name in ["QEMU", "kernel module"] {
+        assert!(report["checks"].as_array().unwrap().iter().any(|check| check["name"] == name), "{report}");
+    }
 }
 
 #[test]
