@@ -20,7 +20,7 @@ use crate::setup::apt::{Apt, output};
 use crate::setup::{self, KEYRING};
 
 /// What a user's system has, beside the kernel's headers and modules: DKMS, the compiler, and the base system that scripts use.
-const TOOLS: [&str; 24] = [
+const TOOLS: [&str; 23] = [
     "base-files",
     "base-passwd",
     "bash",
@@ -35,7 +35,6 @@ const TOOLS: [&str; 24] = [
     "kmod",
     "libc-bin",
     "mawk",
-    "mokutil",
     "openssl",
     "perl-base",
     "rustc",
@@ -192,8 +191,18 @@ impl Debian {
         let kit = format!("linux-headers-{}-rust", self.kernel);
         says(&text, &["lack the kernel's compiled Rust crates", &kit])?;
         self.refuses("without-kit", &["lack the kernel's compiled Rust crates", &kit])?;
+        // What a new kernel's installation runs must not fail because of it.
+        self.succeeds("autoinstall-without-kit", "dkms autoinstall -k $KERNEL")?;
         self.resolves_to("/kernel/drivers/virt/nitro_enclaves/")?;
         self.succeeds("group-and-rule", "getent group ne; udevadm verify /usr/lib/udev/rules.d/60-nitro-enclaves-nitroxide.rules")?;
+
+        let (text, status) = self.tries(
+            "kit-of-other-headers",
+            "cd /var/lib/dpkg; cp status own; sed -i '/^Package: linux-headers-.*-amd64$/,/^$/ s/^Version: .*/Version: 7.3.0-1/' status\n\
+             if dpkg -i /root/linux-headers-*-rust_*.deb; then exit 1; fi; mv own status",
+        )?;
+        ensure!(status == 0, "The kit must not be installed on other headers, but this ended with {status}:\n{text}");
+        says(&text, &["depends on linux-headers-", "is 7.3.0-1"])?;
 
         let wrong = "#!/bin/sh\\necho \"rustc 1.96.1 (0123456789 2026-01-01)\"\\n";
         self.succeeds(
@@ -232,11 +241,8 @@ impl Debian {
         let stock = self.module("vermagic")?;
         self.succeeds("install-kit", "dpkg -i /root/linux-headers-*-rust_*.deb")?;
         self.is_installed(&stock)?;
-        // And step by step, as a user does it by hand.
-        let module = format!("{}/{}", package::NAME, package::VERSION);
-        self.succeeds("remove", &format!("dkms remove -k $KERNEL {module}"))?;
-        self.resolves_to("/kernel/drivers/virt/nitro_enclaves/")?;
-        self.succeeds("build", &format!("dkms add {module} || true; dkms build -k $KERNEL {module}; dkms install -k $KERNEL {module}"))?;
+        // And in the other order.
+        self.succeeds("reinstall", "dpkg --remove nitro-enclaves-nitroxide-dkms; dpkg -i /root/nitro-enclaves-nitroxide-dkms_*.deb")?;
         self.is_installed(&stock)
     }
 
@@ -260,7 +266,10 @@ impl Debian {
              -outform DER -keyout mok.key -out mok.der\n\
              printf 'mok_signing_key=/root/mok.key\\nmok_certificate=/root/mok.der\\n' > /etc/dkms/framework.conf.d/mok.conf",
         )?;
-        self.succeeds("sign", &format!("dkms unbuild -k $KERNEL {module}; dkms install -k $KERNEL {module}"))?;
+        self.succeeds(
+            "sign",
+            &format!("dkms unbuild -k $KERNEL {module}; dkms build -k $KERNEL {module}; dkms install -k $KERNEL {module}"),
+        )?;
         self.resolves_to("/updates/dkms/nitro_enclaves.ko")?;
         ensure!(self.module("signer")? == "My modules", "DKMS must sign with the key that it was given");
         let by_hand = self.succeeds(
@@ -273,7 +282,11 @@ impl Debian {
     }
 
     fn removes(&self) -> Result<()> {
-        self.succeeds("dpkg-remove", "dpkg --remove nitro-enclaves-nitroxide-dkms; test ! -e $SOURCE; test ! -e /lib/modules/$KERNEL/updates/dkms/nitro_enclaves.ko.xz")?;
+        self.succeeds(
+            "dpkg-remove",
+            "dpkg --remove nitro-enclaves-nitroxide-dkms linux-headers-$KERNEL-rust\n\
+             for left in $SOURCE /lib/modules/$KERNEL/updates/dkms/nitro_enclaves.ko.xz /usr/src/linux-headers-$KERNEL/rust; do test ! -e $left; done",
+        )?;
         self.resolves_to("/kernel/drivers/virt/nitro_enclaves/")
     }
 }
@@ -305,13 +318,17 @@ fn loads(context: &Context, module: &Path) -> Result<()> {
         .map_err(|error| miette!("The module of the package in a parent VM: {error}\n{}", vm.everything()))?;
     says(&output.stdout, &["START cid 0 flags 0 -> 0 cid "])?;
     ensure!(output.status == 0 && !output.stdout.contains("left out"), "The calls on the module failed:\n{}", output.stdout);
-    // TAINT_OOT_MODULE and TAINT_UNSIGNED_MODULE: a signature by a key that the kernel does not know counts as none.
-    says(&vm.check("cat /sys/module/nitro_enclaves/taint"), &["OE"])?;
+    // Signed by a key that the kernel does not know: TAINT_OOT_MODULE and TAINT_UNSIGNED_MODULE.
+    says(
+        &vm.check("cat /sys/module/nitro_enclaves/taint; dmesg"),
+        &["OE\n", "nitro_enclaves: module verification failed: signature and/or required key missing"],
+    )?;
     drop(vm);
 
     let enforcing =
         ParentVm::builder().driver(Driver::None).file(module, "modules/nitroxide.ko").kernel_parameters("module.sig_enforce=1").boot();
     let refused = enforcing.run("insmod /modules/nitroxide.ko 2>&1");
     ensure!(refused.status != 0, "With module.sig_enforce=1 a module signed by an unknown key must be refused");
-    says(&enforcing.console(), &["Loading of module with unavailable key is rejected"])
+    says(&refused.stdout, &["Key was rejected by service"])?;
+    says(&enforcing.check("dmesg"), &["Loading of module with unavailable key is rejected"])
 }
