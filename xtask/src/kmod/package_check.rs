@@ -218,9 +218,9 @@ impl Debian {
             &format!("for file in {configurations}; do sed -i.own 's/^CONFIG_RUST=y/# CONFIG_RUST is not set/' $file; done"),
         )?;
         // DKMS itself passes it over, in general words; the package's own are those of `prepare`.
-        let (text, status) =
-            self.tries("on-other-kernel", "dkms build -k $KERNEL nitro-enclaves-nitroxide/$(basename $SOURCE | sed 's/.*-//')")?;
+        let (text, status) = self.tries("on-other-kernel", &format!("dkms build -k $KERNEL {}", of_dkms()))?;
         ensure!(status == 77, "DKMS must pass over a kernel without CONFIG_RUST, but it ended with {status}:\n{text}");
+        says(&text, &["BUILD_EXCLUSIVE"])?;
         let (text, status) = self.tries("prepare-on-other-kernel", "$SOURCE/prepare $KERNEL")?;
         ensure!(status == 77, "`prepare` must refuse a kernel without CONFIG_RUST, but it ended with {status}:\n{text}");
         says(&text, &["cannot take modules in Rust", "user-space home"])?;
@@ -230,10 +230,9 @@ impl Debian {
 
     /// DKMS passes this kernel over, and its log says why.
     fn refuses(&self, name: &str, words: &[&str]) -> Result<()> {
-        let name_and_version = format!("{}/{}", package::NAME, package::VERSION);
-        let (text, status) = self.tries(name, &format!("dkms build -k $KERNEL {name_and_version}"))?;
+        let (text, status) = self.tries(name, &format!("dkms build -k $KERNEL {}", of_dkms()))?;
         ensure!(status == 77, "{name}: DKMS must pass this kernel over, but it ended with {status}:\n{text}");
-        let log = self.root.path("var/lib/dkms").join(name_and_version).join("build/make.log");
+        let log = self.root.path("var/lib/dkms").join(of_dkms()).join("build/make.log");
         says(&fs::read_to_string(&log).into_diagnostic().wrap_err_with(|| format!("Reading {}", log.display()))?, words)
     }
 
@@ -256,9 +255,9 @@ impl Debian {
 
     /// The commands of docs/kernel-package.md for a key of one's own; returns the signed module, on this machine.
     fn signs(&self) -> Result<PathBuf> {
-        let of_dkms = self.module("signer")?;
-        ensure!(of_dkms == "DKMS module signing key", "DKMS signs with a key that it makes, but the signer is `{of_dkms}`");
-        let module = format!("{}/{}", package::NAME, package::VERSION);
+        let signer = self.module("signer")?;
+        ensure!(signer == "DKMS module signing key", "DKMS signs with a key that it makes, but the signer is `{signer}`");
+        let module = of_dkms();
         self.succeeds(
             "key",
             "umask 077; cd /root\n\
@@ -289,6 +288,11 @@ impl Debian {
         )?;
         self.resolves_to("/kernel/drivers/virt/nitro_enclaves/")
     }
+}
+
+/// Module and version as DKMS's commands take them.
+fn of_dkms() -> String {
+    format!("{}/{}", package::NAME, package::VERSION)
 }
 
 fn says(text: &str, words: &[&str]) -> Result<()> {
