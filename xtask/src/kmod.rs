@@ -1,11 +1,10 @@
 //! `cargo xtask kmod`: builds our Linux module for the kernel of target/setup, at target/kmod/nitro_enclaves.ko.
 //!
 //! A module fits a stock kernel only if it was made by the very compiler and configuration that the kernel was made by: [`toolchain`] brings Debian's,
-//! [`tree`] prepares the kernel's tree and proves that both are the same, [`conformance`] compares the module with what the C driver was recorded to do.
+//! [`tree`] prepares the kernel's tree and proves that both are the same.
 //! No root is needed where the system allows user namespaces ([`root`]). docs/kernel.md. [`package`] makes packages for users, [`package_check`] tries them
 //! (docs/kernel-package.md).
 
-mod conformance;
 mod package;
 mod package_check;
 mod root;
@@ -28,9 +27,6 @@ const RECIPE: &str = "recipe 1";
 /// What to do beside building.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Boots it in a parent VM and compares its answers with the C driver's record: directed cases and 2,000 random sequences
-    #[arg(long)]
-    conformance: bool,
     /// Runs clippy with the kernel's settings over it; a warning is an error
     #[arg(long)]
     clippy: bool,
@@ -59,15 +55,21 @@ pub fn run(context: &Context, options: &Options) -> Result<()> {
     if options.package || options.kit {
         return Ok(());
     }
-    let module = build(context)?;
+    build(context)?;
     if options.clippy {
-        let root = Root::new(context.in_target("kmod/root"));
-        toolchain::bring_clippy(context, &root)?;
-        tree::clippy(context, &root)?;
-        eprintln!("kmod: clippy has no warnings");
+        clippy(context)?;
     }
     eprintln!("{}", fits(&kernel_of_setup(context)?, &running()));
-    if options.conformance { conformance::run(context, &module) } else { Ok(()) }
+    Ok(())
+}
+
+/// Clippy with the kernel's settings over the module, which is built; a warning is an error.
+pub fn clippy(context: &Context) -> Result<()> {
+    let root = Root::new(context.in_target("kmod/root"));
+    toolchain::bring_clippy(context, &root)?;
+    tree::clippy(context, &root)?;
+    eprintln!("kmod: clippy has no warnings");
+    Ok(())
 }
 
 /// Makes the kit of the kernel of target/setup.

@@ -26,6 +26,9 @@ pub fn run(context: &Context, options: &Options) -> Result<()> {
     steps.take("setup: what only tests need", || setup::extras(context, setup::Extras::Tests))?;
     steps.take("guest programs", || guest::run(context))?;
     steps.take("kernel module", || kmod::build(context))?;
+    if options.filter.is_none() {
+        steps.take("lints of the kernel module", || kmod::clippy(context))?;
+    }
     steps.take("tests", || {
         let mut command = context.cargo(["test", "--workspace", "--no-fail-fast"]);
         if let Some(filter) = &options.filter {

@@ -12,6 +12,7 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 use super::names_in;
 use super::root::Root;
+use super::tree::is_source;
 use crate::context::{self, Context};
 use crate::setup::apt::output;
 
@@ -32,7 +33,7 @@ pub fn dkms(context: &Context) -> Result<PathBuf> {
     let source = format!("usr/src/{NAME}-{VERSION}");
     for (from, to) in [("kernel/src", "src"), ("crates/abi/src", "abi"), ("crates/driver/src", "driver")] {
         let from = context.root.join(from);
-        for name in names_in(&from).iter().filter(|name| [".rs", ".c"].iter().any(|ending| name.ends_with(ending))) {
+        for name in names_in(&from).iter().filter(|name| is_source(name)) {
             layout.copy(&from.join(name), &format!("{source}/{to}/{name}"))?;
         }
     }

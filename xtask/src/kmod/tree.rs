@@ -201,11 +201,15 @@ fn exported_symbols(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter_map(|line| line.strip_prefix("EXPORT_SYMBOL_RUST_GPL(")?.strip_suffix(");"))
 }
 
+/// Is this a file that the module is made of, and not one that a build has put beside them?
+pub fn is_source(name: &str) -> bool {
+    [".rs", ".c", ".h"].iter().any(|ending| name.ends_with(ending)) && !name.ends_with(".mod.c")
+}
+
 /// Makes the files of `to` those of `from`, except for what a build has put there; unchanged files keep their times.
 fn mirror(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).into_diagnostic().wrap_err_with(|| format!("Making the folder {}", to.display()))?;
     let names = names_in(from);
-    let is_source = |name: &String| [".rs", ".c", ".h"].iter().any(|ending| name.ends_with(ending)) && !name.ends_with(".mod.c");
     for stale in names_in(to).iter().filter(|name| is_source(name) && !names.contains(name)) {
         fs::remove_file(to.join(stale)).into_diagnostic().wrap_err_with(|| format!("Removing {stale}"))?;
     }
