@@ -3,8 +3,9 @@
 //! A module fits a stock kernel only if it was made by the very compiler and configuration that the kernel was made by: [`toolchain`] brings Debian's,
 //! [`tree`] prepares the kernel's tree and proves that both are the same.
 //! No root is needed where the system allows user namespaces ([`root`]). docs/kernel.md. [`package`] makes packages for users, [`package_check`] tries them
-//! (docs/kernel-package.md).
+//! (docs/kernel-package.md). [`debug`] is the chore `kmod-debug`, which builds a kernel too.
 
+pub mod debug;
 mod package;
 mod package_check;
 mod root;
@@ -18,6 +19,7 @@ use std::time::Instant;
 use miette::{IntoDiagnostic, Result, WrapErr, bail, miette};
 
 use self::root::Root;
+use self::toolchain::Compilers;
 use crate::context::Context;
 use crate::setup;
 
@@ -107,14 +109,14 @@ pub fn build(context: &Context) -> Result<PathBuf> {
     if fs::read_to_string(place.join("complete")).ok().as_deref() != Some(&*stamp) {
         setup::check_system()?;
         root.check()?;
-        let archives = toolchain::bring(context, &root, &kernel)?;
+        let archives = toolchain::bring(context, &root, &kernel, Compilers::Gnu)?;
         eprintln!("kmod: toolchain after {:.0} s", started.elapsed().as_secs_f64());
         tree::prepare(&root, &kernel, &archives)?;
         eprintln!("kmod: kernel tree after {:.0} s", started.elapsed().as_secs_f64());
         fs::write(place.join("complete"), stamp).into_diagnostic().wrap_err("Writing the stamp of kmod")?;
     }
     let module = place.join("nitro_enclaves.ko");
-    tree::build_module(context, &root, &module)?;
+    tree::build_module(context, &root, Compilers::Gnu, &module)?;
     let size = fs::metadata(&module).into_diagnostic()?.len() >> 10;
     eprintln!("kmod: {} for Linux {kernel}: {size} KiB, after {:.1} s", module.display(), started.elapsed().as_secs_f64());
     Ok(module)

@@ -42,6 +42,8 @@ enum Chore {
     ParentVm(parent_vm::Options),
     /// Builds the kernel module target/kmod/nitro_enclaves.ko for the kernel of target/setup (brings a toolchain of 1.5 GiB)
     Kmod(kmod::Options),
+    /// Builds a kernel that checks itself (KASAN, lockdep) and tries the module in it; not part of test (docs/kernel-debug.md)
+    KmodDebug(kmod::debug::Options),
     /// Heavy loops that are too long for every test run: 20 enclaves at once, gigabytes over vsock
     Soak,
 }
@@ -58,6 +60,7 @@ fn main() -> Result<()> {
         Chore::Bench(options) => bench::run(&context, &options),
         Chore::ParentVm(options) => parent_vm::run(&context, &options),
         Chore::Kmod(options) => kmod::run(&context, &options),
+        Chore::KmodDebug(options) => kmod::debug::run(&context, &options),
         Chore::Soak => soak::run(&context),
     }
 }

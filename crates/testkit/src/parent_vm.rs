@@ -53,6 +53,7 @@ pub struct Builder {
     hugepages: u64,
     pool: String,
     driver: Driver,
+    kernel: Option<PathBuf>,
     files: Vec<(PathBuf, String)>,
     programs: Vec<PathBuf>,
     modules: Vec<String>,
@@ -98,6 +99,13 @@ impl Builder {
     #[must_use]
     pub fn driver(mut self, driver: Driver) -> Self {
         self.driver = driver;
+        self
+    }
+
+    /// Another kernel than the distribution's: a folder with its `bzImage`, and `<name>.ko` of each module that it has not built in.
+    #[must_use]
+    pub fn kernel(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.kernel = Some(folder.into());
         self
     }
 
@@ -190,6 +198,10 @@ impl Builder {
     fn attempt(&self) -> Result<ParentVm, String> {
         let started = Instant::now();
         let setup = Setup::locate();
+        let setup = match &self.kernel {
+            Some(kernel) => setup.with_kernel(kernel),
+            None => setup,
+        };
         let folder = tempfile::Builder::new().prefix("parent-vm.").tempdir().expect("a temporary folder");
         self.initramfs(&setup).write(&folder.path().join("initramfs"));
         let device = self.device.as_ref().map(|program| self.start_device(program, folder.path()));
@@ -230,7 +242,7 @@ impl Builder {
             initramfs.file(host, guest);
         }
         let module = |name: &str, parameters: String| Step::Module { name: name.to_owned(), parameters };
-        for name in initramfs::MODULES.iter().filter(|name| **name != "nitro_enclaves") {
+        for name in initramfs::modules(setup).filter(|name| *name != "nitro_enclaves") {
             initramfs.step(module(name, String::new()));
         }
         for line in &self.lines {
@@ -330,6 +342,7 @@ impl ParentVm {
             hugepages: 160,
             pool: "1-2".to_owned(),
             driver: Driver::C,
+            kernel: None,
             files: Vec::new(),
             programs: Vec::new(),
             modules: Vec::new(),

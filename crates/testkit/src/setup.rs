@@ -9,6 +9,8 @@ use std::process::Command;
 #[derive(Debug, Clone)]
 pub struct Setup {
     root: PathBuf,
+    /// Where another kernel than the tree's lies.
+    kernel: Option<PathBuf>,
 }
 
 impl Setup {
@@ -24,7 +26,13 @@ impl Setup {
             program.ancestors().map(|folder| folder.join("setup/root")).find(|root| root.join("usr/bin/qemu-system-x86_64").exists())
         });
         let root = root.expect("no unpacked QEMU and kernel found: run `cargo xtask setup` first");
-        Self { root }
+        Self { root, kernel: None }
+    }
+
+    /// The same tree with another kernel: a folder with its `bzImage`, and `<name>.ko` of each module that it has not built in.
+    #[must_use]
+    pub fn with_kernel(self, folder: impl Into<PathBuf>) -> Self {
+        Self { kernel: Some(folder.into()), ..self }
     }
 
     /// The tree's root folder.
@@ -32,12 +40,15 @@ impl Setup {
         &self.root
     }
 
-    /// The distribution's kernel (a bzImage): `usr/lib/modules/<version>/vmlinuz`.
+    /// The kernel (a bzImage): the distribution's is `usr/lib/modules/<version>/vmlinuz`.
     ///
     /// # Panics
     ///
     /// Where the tree has none.
     pub fn kernel(&self) -> PathBuf {
+        if let Some(folder) = &self.kernel {
+            return folder.join("bzImage");
+        }
         entries(&self.root.join("usr/lib/modules"))
             .into_iter()
             .map(|version| version.join("vmlinuz"))
@@ -85,21 +96,30 @@ impl Setup {
     ///
     /// Where the tree has none of that name.
     pub fn module(&self, name: &str) -> PathBuf {
+        self.find_module(name).unwrap_or_else(|| panic!("the unpacked tree has no module {name}: run `cargo xtask setup` again"))
+    }
+
+    /// Whether the kernel has this module built in. The distribution's is taken to have none of those that are asked for.
+    pub fn is_built_in(&self, name: &str) -> bool {
+        self.kernel.is_some() && self.find_module(name).is_none()
+    }
+
+    fn find_module(&self, name: &str) -> Option<PathBuf> {
         let wanted = |path: &Path| {
             let file = path.file_name().unwrap_or_default().to_string_lossy();
             file == format!("{name}.ko") || file == format!("{name}.ko.xz")
         };
-        let mut folders = vec![self.root.join("usr/lib/modules")];
+        let mut folders = vec![self.kernel.clone().unwrap_or_else(|| self.root.join("usr/lib/modules"))];
         while let Some(folder) = folders.pop() {
             for path in entries(&folder) {
                 if path.is_dir() && !path.is_symlink() {
                     folders.push(path);
                 } else if wanted(&path) {
-                    return path;
+                    return Some(path);
                 }
             }
         }
-        panic!("the unpacked tree has no module {name}: run `cargo xtask setup` again");
+        None
     }
 
     /// The module's bytes, decompressed with the `xz` program where they are compressed.

@@ -43,6 +43,33 @@ const TOOLS: [&str; 26] = [
     "zlib1g-dev",
 ];
 
+/// The compilers that a tree is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compilers {
+    /// gcc, as the stock kernel.
+    Gnu,
+    /// clang and its neighbours: a kernel with Rust and KASAN wants them (init/Kconfig, `config RUST`).
+    Llvm,
+}
+
+impl Compilers {
+    /// Packages beside [`TOOLS`].
+    const fn tools(self) -> &'static [&'static str] {
+        match self {
+            Self::Gnu => &[],
+            Self::Llvm => &["clang", "lld", "llvm"],
+        }
+    }
+
+    /// Words of make(1) that choose them.
+    pub const fn words(self) -> &'static [&'static str] {
+        match self {
+            Self::Gnu => &[],
+            Self::Llvm => &["LLVM=1"],
+        }
+    }
+}
+
 /// What is not unpacked: documentation, static libraries of LLVM, and of rust-src everything but the standard library.
 const UNWANTED: [&str; 5] =
     ["./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./usr/lib/llvm-*/lib/*.a", "./usr/src/rustc-*/[!l]*"];
@@ -61,7 +88,7 @@ pub struct Archives {
 }
 
 /// Downloads what the cache lacks, and makes the toolchain's root anew.
-pub fn bring(context: &Context, root: &Root, kernel: &str) -> Result<Archives> {
+pub fn bring(context: &Context, root: &Root, kernel: &str, compilers: Compilers) -> Result<Archives> {
     let _alone_in_cache = setup::lock_cache(context)?;
     let apt = Apt::open(&context.cache.join("apt"), KEYRING)?;
     let version = source_version(kernel);
@@ -78,7 +105,14 @@ pub fn bring(context: &Context, root: &Root, kernel: &str) -> Result<Archives> {
     let [headers, source] = [named(&wanted[0])?, named(&wanted[1])?];
 
     let release = apt.of_release()?;
-    let archives = release.fetch(&release.installation(&TOOLS)?, &context.cache.join("kmod/tools"))?;
+    let tools = release.installation(&TOOLS)?;
+    let mut archives = release.fetch(&tools, &context.cache.join("kmod/tools"))?;
+    if !compilers.tools().is_empty() {
+        // In a folder of their own: each holds one set.
+        let mut further = release.installation(&[&TOOLS[..], compilers.tools()].concat())?;
+        further.retain(|package| !tools.contains(package));
+        archives.extend(release.fetch(&further, &context.cache.join("kmod/further-tools"))?);
+    }
     apt.close();
     unpack_all(&archives, root)?;
     Ok(Archives { headers, source, version })

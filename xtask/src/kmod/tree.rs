@@ -13,7 +13,7 @@ use miette::{IntoDiagnostic, Result, WrapErr, bail};
 
 use super::names_in;
 use super::root::Root;
-use super::toolchain::{Archives, unpack};
+use super::toolchain::{Archives, Compilers, unpack};
 use crate::context::Context;
 
 /// Of the source what modules are built with; the rest, most of the drivers, stays packed (255 MB instead of 1.8 GB).
@@ -35,7 +35,8 @@ const UNWANTED: [&str; 14] = [
 ];
 
 const SOURCE: &str = "/ksrc";
-const OBJECTS: &str = "/kobj";
+/// Where a tree's objects lie.
+pub const OBJECTS: &str = "/kobj";
 const MODULE: &str = "/mod";
 const CLIPPY: &str = "/clippy";
 
@@ -49,7 +50,7 @@ pub fn prepare(root: &Root, kernel: &str, archives: &Archives) -> Result<()> {
     unpack(&archives.headers, &headers, &[])?;
     let headers = headers.join("usr/src").join(format!("linux-headers-{kernel}"));
     eprintln!("kmod: unpacking the source of Linux {}", archives.version);
-    unpack_source(root, archives)?;
+    unpack_source(root, archives, &UNWANTED)?;
     eprintln!("kmod: compiling the kernel's Rust crates and build tools");
     let objects = root.path(OBJECTS);
     fs::create_dir_all(&objects).into_diagnostic().wrap_err("Making the folder of the objects")?;
@@ -65,10 +66,10 @@ pub fn prepare(root: &Root, kernel: &str, archives: &Archives) -> Result<()> {
     );
     fs::write(objects.join(".kernelvariables"), variables).into_diagnostic().wrap_err("Writing .kernelvariables")?;
     let log = root.path("/prepare.log");
-    make(root, &log, &["olddefconfig", "rustavailable"])
+    make(root, Compilers::Gnu, &log, &["olddefconfig", "rustavailable"])
         .wrap_err("Can this kernel take Rust modules? Of Debian's only those from trixie-backports on can (docs/kernel.md)")?;
     check_configuration(&headers, &objects)?;
-    make(root, &log, &["modules_prepare"])?;
+    make(root, Compilers::Gnu, &log, &["modules_prepare"])?;
     check_symbols(&headers, &objects)?;
     copy("Module.symvers")?;
     // Types of the kernel, for the module's BTF.
@@ -77,9 +78,9 @@ pub fn prepare(root: &Root, kernel: &str, archives: &Archives) -> Result<()> {
 }
 
 /// Copies the module's sources into the root, where they changed, builds, and puts the stripped module at `place`.
-pub fn build_module(context: &Context, root: &Root, place: &Path) -> Result<()> {
+pub fn build_module(context: &Context, root: &Root, compilers: Compilers, place: &Path) -> Result<()> {
     copy_sources(context, root, MODULE)?;
-    make(root, &root.path("/module.log"), &[&format!("M={MODULE}"), "modules"])?;
+    make(root, compilers, &root.path("/module.log"), &[&format!("M={MODULE}"), "modules"])?;
     let stripped = root.path(MODULE).join("nitro_enclaves.stripped");
     root.run(
         &root.path("/strip.log"),
@@ -101,7 +102,7 @@ pub fn clippy(context: &Context, root: &Root) -> Result<()> {
     }
     copy_sources(context, root, CLIPPY)?;
     let log = root.path("/clippy.log");
-    make(root, &log, &[&format!("M={CLIPPY}"), "CLIPPY=1", "modules"])?;
+    make(root, Compilers::Gnu, &log, &[&format!("M={CLIPPY}"), "CLIPPY=1", "modules"])?;
     let text = fs::read_to_string(&log).into_diagnostic().wrap_err("Reading clippy's log")?;
     match text.lines().filter(|line| line.starts_with("warning")).count() {
         0 => Ok(()),
@@ -116,15 +117,16 @@ fn copy_sources(context: &Context, root: &Root, to: &str) -> Result<()> {
     copy_if_changed(&context.root.join("kernel/Kbuild"), &root.path(to).join("Kbuild"))
 }
 
-fn make(root: &Root, log: &Path, arguments: &[&str]) -> Result<()> {
+/// Runs the kernel's makefile.
+pub fn make(root: &Root, compilers: Compilers, log: &Path, arguments: &[&str]) -> Result<()> {
     let jobs = std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST_JOBS));
     let (objects, jobs) = (format!("O={OBJECTS}"), format!("-j{jobs}"));
     let words = ["make", "-C", SOURCE, &objects, &jobs];
-    root.run(log, &words.iter().chain(arguments).copied().collect::<Vec<_>>())
+    root.run(log, &[&words[..], compilers.words(), arguments].concat())
 }
 
-/// The archive holds a compressed tar; both are read as streams.
-fn unpack_source(root: &Root, archives: &Archives) -> Result<()> {
+/// Unpacks the source without the files of these patterns. The archive holds a compressed tar; both are read as streams.
+pub fn unpack_source(root: &Root, archives: &Archives, unwanted: &[&str]) -> Result<()> {
     let failed = || format!("Unpacking {}", archives.source.display());
     let name = format!("linux-source-{}", archives.version);
     let mut deb = Command::new("dpkg-deb")
@@ -140,7 +142,7 @@ fn unpack_source(root: &Root, archives: &Archives) -> Result<()> {
     let mut outer = outer_tar.spawn().into_diagnostic().wrap_err_with(failed)?;
     let mut inner = Command::new("tar");
     inner.args(["--extract", "--xz", "--no-same-owner", "--directory"]).arg(root.path(""));
-    inner.args(UNWANTED.map(|pattern| format!("--exclude={name}/{pattern}")));
+    inner.args(unwanted.iter().map(|pattern| format!("--exclude={name}/{pattern}")));
     inner.stdin(outer.stdout.take().map_or_else(Stdio::null, Stdio::from));
     let status = inner.status().into_diagnostic().wrap_err_with(failed)?;
     drop((outer_tar, inner));
@@ -216,7 +218,8 @@ fn mirror(from: &Path, to: &Path) -> Result<()> {
     names.iter().filter(|name| is_source(name)).try_for_each(|name| copy_if_changed(&from.join(name), &to.join(name)))
 }
 
-fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+/// Copies a file unless it is there already; an unchanged one keeps its time.
+pub fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
     let content = fs::read(from).into_diagnostic().wrap_err_with(|| format!("Reading {}", from.display()))?;
     if fs::read(to).is_ok_and(|old| old == content) {
         return Ok(());

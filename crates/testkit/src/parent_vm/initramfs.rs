@@ -9,7 +9,12 @@ use super::libraries;
 use crate::{Setup, guest_program};
 
 /// What is in every parent VM, in loading order; `nitro_enclaves` is loaded last, where it is wanted.
-pub const MODULES: [&str; 4] = ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport", "nitro_enclaves"];
+const MODULES: [&str; 4] = ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport", "nitro_enclaves"];
+
+/// Those of [`MODULES`] that the kernel has not built in.
+pub fn modules(setup: &Setup) -> impl Iterator<Item = &'static str> {
+    MODULES.into_iter().filter(|name| !setup.is_built_in(name))
+}
 
 /// Where the unpacked QEMU lies in a parent VM.
 const QEMU_ROOT: &str = "qemu";
@@ -40,7 +45,7 @@ impl Initramfs {
         tree.file("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n").expect("a valid name");
         tree.file("etc/group", 0o644, "root:x:0:\nne:x:990:\nnogroup:x:65534:\n").expect("a valid name");
         add_busybox(&mut tree, &setup.busybox());
-        for module in MODULES {
+        for module in modules(setup) {
             tree.file(format!("modules/{module}.ko"), 0o644, setup.module_bytes(module)).expect("a valid name");
         }
         Self { tree, cache, setup: setup.clone(), plan: Vec::new() }
