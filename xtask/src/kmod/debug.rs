@@ -44,9 +44,9 @@ pub struct Options {
     /// Builds kernel and module, and boots nothing
     #[arg(long)]
     build_only: bool,
-    /// Only exercises whose name contains this
-    #[arg(value_name = "NAME", default_value = "")]
-    filter: String,
+    /// Only exercises whose name contains one of these
+    #[arg(value_name = "NAME")]
+    filters: Vec<String>,
 }
 
 /// What was built.
@@ -60,7 +60,7 @@ struct Built {
 /// Runs the chore.
 pub fn run(context: &Context, options: &Options) -> Result<()> {
     let built = build(context)?;
-    if options.build_only { Ok(()) } else { exercise::run(context, &built, &options.filter) }
+    if options.build_only { Ok(()) } else { exercise::run(context, &built, &options.filters) }
 }
 
 /// Builds what is not built yet.

@@ -32,10 +32,10 @@ const LIST: [Exercise; 20] = [
     // Each may be called at any time by anybody.
     ("at-once", "calls 1 & calls 2 & calls 3 & looks & for text in 2-3 2-5 '' 2-5; do pool $text; done; wait"),
     ("killed", "for i in $(seq 12); do calls $i & sleep 0.$i; kill -9 $!; wait $!; done; true"),
-    ("rebind", "for i in $(seq 12); do rebind; done"),
+    ("rebind", "for i in $(seq 12); do rebind || return 1; done"),
     ("unbind-open", "for i in 1 2 3; do with_open_descriptors rebind || return 1; done"),
     ("pull-open", "with_open_descriptors pull && pull"),
-    ("rebind-at-once", "calls 1 & calls 2 & looks & for i in $(seq 8); do rebind; sleep 0.5; done; wait"),
+    ("rebind-at-once", "calls 1 & calls 2 & looks & for i in $(seq 8); do rebind || return 1; sleep 0.5; done; wait"),
     ("reload", "for i in $(seq 12); do reload || return 1; done"),
     ("no-memory", "with_failing_allocations calls 3; with_failing_allocations rebind; with_failing_allocations pool 2-3; reload"),
     // What was given away came back, and nothing was forgotten.
@@ -67,7 +67,7 @@ looks() {
 }
 
 pool() { echo "$1" > /sys/module/nitro_enclaves/parameters/ne_cpus; true; }
-rebind() { echo $DEVICE > $DRIVER/unbind; echo $DEVICE > $DRIVER/bind; true; }
+rebind() { echo $DEVICE > $DRIVER/unbind && echo $DEVICE > $DRIVER/bind && test -e $DRIVER/$DEVICE; }
 pull() { echo 1 > /sys/bus/pci/devices/$DEVICE/remove && echo 1 > /sys/bus/pci/rescan && test -e $DRIVER/$DEVICE; }
 reload() { rmmod nitro_enclaves && insmod $MODULE ne_cpus=2-5; }
 
@@ -112,21 +112,21 @@ leaks() {
 /// It only ends hangs.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
-/// Boots, does everything whose name contains `filter`, and says what the kernel said.
-pub fn run(context: &Context, built: &Built, filter: &str) -> Result<()> {
+/// Boots, does everything whose name contains one of `filters`, and says what the kernel said.
+pub fn run(context: &Context, built: &Built, filters: &[String]) -> Result<()> {
     setup::extras(context, setup::Extras::ParentVm)?;
     guest::run(context)?;
     context::run(&mut context.cargo(["build", "--quiet", "--package", "nitroxide-conformance", "--examples"]))?;
     let folder = context.in_target("kmod-debug");
-    let ours = on(context, built, Driver::Rust(built.module.clone()), &LIST, filter, &folder.join("rust-console.txt"))?;
-    let theirs = on(context, built, Driver::C, &C_LIST, filter, &folder.join("c-console.txt"))?;
+    let ours = on(context, built, Driver::Rust(built.module.clone()), &LIST, filters, &folder.join("rust-console.txt"))?;
+    let theirs = on(context, built, Driver::C, &C_LIST, filters, &folder.join("c-console.txt"))?;
     eprintln!("kmod-debug: the C driver: {theirs} exercises failed, which is no failure here");
     eprintln!("kmod-debug: the module: {ours} exercises failed; the consoles are {}/*-console.txt", folder.display());
     if ours == 0 { Ok(()) } else { Err(miette!("{ours} of the module's exercises failed: see above")) }
 }
 
 /// The exercises on one driver, in a VM of its own; how many failed.
-fn on(context: &Context, built: &Built, driver: Driver, list: &[Exercise], filter: &str, console: &Path) -> Result<usize> {
+fn on(context: &Context, built: &Built, driver: Driver, list: &[Exercise], filters: &[String], console: &Path) -> Result<usize> {
     let name = if driver == Driver::C { "c" } else { "rust" };
     let tools = console.with_file_name("exercises");
     std::fs::write(&tools, format!("PAGES={PAGES}\n{TOOLS}")).into_diagnostic().wrap_err("Writing the exercises' functions")?;
@@ -148,7 +148,8 @@ fn on(context: &Context, built: &Built, driver: Driver, list: &[Exercise], filte
     let mut driver = Watched { vm: &vm, name, seen: 0, failed: 0 };
     eprintln!("kmod-debug: up after {:.0} s", vm.boot_times().0.as_secs_f64());
     driver.judge("boot", None, "");
-    for (exercise, script) in list.iter().filter(|(exercise, _)| exercise.contains(filter)) {
+    let is_wanted = |exercise: &str| filters.is_empty() || filters.iter().any(|filter| exercise.contains(filter));
+    for (exercise, script) in list.iter().filter(|(exercise, _)| is_wanted(exercise)) {
         let started = Instant::now();
         let outcome = vm.try_run(&format!(". /etc/exercises\nexercise() {{\n{script}\n}}\nexercise 2>&1"), PATIENCE);
         let (failure, printed) = match outcome {
