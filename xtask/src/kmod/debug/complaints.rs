@@ -48,7 +48,7 @@ fn end_of(lines: &[&str], at: usize) -> usize {
     let most = lines.len().min(at + SHOWN);
     let is_end = |line: &&str| line.contains("---[ end trace") || line.trim_end().ends_with("==========");
     // The line after the first may still be the frame's upper edge.
-    (at + 2..most).find(|next| lines.get(*next).is_some_and(|line| is_end(line))).map_or(most, |end| end + 1)
+    (at + 2..most).find(|next| lines.get(*next).is_some_and(is_end)).map_or(most, |end| end + 1)
 }
 
 #[cfg(test)]
