@@ -39,7 +39,10 @@ impl Device {
     /// Starts it and waits until it is ready.
     fn start(user: &User, words: &[&str]) -> Self {
         let socket = user.path("ne.sock");
-        let mut child = command(user, &socket).args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Tests that run under nohup have SIGHUP ignored, and what they start inherits that.
+        let mut command = wrapped("env --default-signal=HUP", &command(user, &socket));
+        command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         if line.is_empty() {
@@ -72,6 +75,15 @@ impl Drop for Device {
 fn command(user: &User, socket: &Path) -> Command {
     let mut command = user.without_machine();
     command.arg("device").arg("--socket").arg(socket);
+    command
+}
+
+/// A command by another program, which becomes it.
+fn wrapped(words: &str, plain: &Command) -> Command {
+    let mut words = words.split(' ');
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words);
+    command.arg(plain.get_program()).args(plain.get_args()).envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command
 }
 
@@ -123,9 +135,7 @@ fn it_is_ready_when_both_sockets_listen_and_signals_end_it_with_nothing_left() {
 #[test]
 fn started_with_nohup_it_outlives_its_terminal() {
     let user = User::new();
-    let plain = command(&user, &user.path("ne.sock"));
-    let mut child = Command::new("nohup");
-    child.arg(plain.get_program()).args(plain.get_args()).envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut child = wrapped("nohup", &command(&user, &user.path("ne.sock")));
     let mut child = child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap());
     output.read_line(&mut String::new()).unwrap();

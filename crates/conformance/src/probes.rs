@@ -24,7 +24,7 @@ const BASE: u64 = 0x2000_0000_0000;
 const HUGE: usize = 2 << 20;
 
 /// The probes.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 14] = [
     "mm-identity",
     "late-reply",
     "lost-info",
@@ -32,6 +32,7 @@ pub const NAMES: [&str; 13] = [
     "slow-start",
     "unbind",
     "create",
+    "hold",
     "uid-zero",
     "refused-pages",
     "exec",
@@ -54,6 +55,7 @@ pub fn run(name: &str, argument: Option<&str>) -> io::Result<()> {
         "slow-start" => slow_start(),
         "unbind" => unbind(),
         "create" => in_child("CREATE_VM", &|| create(&File::open(DEVICE).map_err(|_| libc::ENODEV)?).map(|_| 0)),
+        "hold" => hold(),
         "uid-zero" => uid_zero(),
         "refused-pages" => refused_pages(),
         "exec" => exec(),
@@ -151,6 +153,13 @@ fn started(device: &File, place: u64) -> io::Result<(OwnedFd, u64)> {
     }
     start(enclave.as_raw_fd()).map_err(io::Error::from_raw_os_error)?;
     Ok((enclave, u64::from_le_bytes(slot)))
+}
+
+/// An enclave that runs until this process is ended.
+fn hold() -> io::Result<()> {
+    let device = File::open(DEVICE)?;
+    let _enclave = started(&device, 0)?;
+    done()
 }
 
 /// W2: two enclaves run, one ends, and the second answer about them is lost. Nobody may believe anything of it.
