@@ -10,6 +10,7 @@ use nitroxide_abi::pci::{self, Command, Reply};
 use nitroxide_abi::{Cid, SlotUid};
 
 use crate::device::{exchange, DeviceError};
+use crate::slot::Holder;
 use crate::{Device, Slot};
 
 /// Where an enclave is in its life.
@@ -62,6 +63,8 @@ impl<P> Region<P> {
 #[derive(Debug)]
 pub struct Enclave<P, R> {
     pub(crate) slot: SlotUid,
+    /// As pool and ledger know it.
+    pub(crate) holder: Holder,
     /// The pool's node when the slot was made; memory must be on it.
     pub(crate) node: i32,
     pub(crate) regions: R,
@@ -123,7 +126,7 @@ impl<P, R> Enclave<P, R> {
     /// The enclave of a slot, in state `Init`. `regions` bounds how many memory regions it can have.
     pub fn new(slot: &Slot, regions: R, device: &mut impl Device) -> Self {
         let summary = Summary {
-            slot: slot.uid,
+            slot: slot.uid(),
             state: State::Init,
             cid: Cid::ANY,
             start_flags: 0,
@@ -144,7 +147,8 @@ impl<P, R> Enclave<P, R> {
             ended_ns: 0,
         };
         Self {
-            slot: slot.uid,
+            slot: slot.uid(),
+            holder: slot.holder,
             node: slot.node,
             regions,
             pages: PhantomData,

@@ -4,13 +4,14 @@ use nitroxide_abi::{Gpa, SlotUid};
 
 use crate::error::SetMemoryError;
 use crate::runs::Run;
+use crate::slot::Holder;
 
 /// One contiguous run of memory and the enclave that has it; `size` 0 marks an unused entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LedgerEntry {
     start: Gpa,
     size: u64,
-    slot: SlotUid,
+    holder: Holder,
 }
 
 /// All memory that enclaves of one parent have, as physical runs in ascending order.
@@ -43,7 +44,7 @@ impl<T: AsRef<[LedgerEntry]> + AsMut<[LedgerEntry]>> Ledger<T> {
     }
 
     /// Enters a run for an enclave.
-    pub(crate) fn claim(&mut self, slot: SlotUid, run: Run) -> Result<(), SetMemoryError> {
+    pub(crate) fn claim(&mut self, holder: Holder, run: Run) -> Result<(), SetMemoryError> {
         let end = run.gpa.0.checked_add(run.size).ok_or(SetMemoryError::UnalignedPage)?;
         let place = self.entries().partition_point(|entry| entry.start < run.gpa);
         let before = place.checked_sub(1).and_then(|index| self.entries().get(index));
@@ -56,25 +57,25 @@ impl<T: AsRef<[LedgerEntry]> + AsMut<[LedgerEntry]>> Ledger<T> {
         let room = self.table.as_mut().get_mut(place..=used).ok_or(SetMemoryError::LedgerFull)?;
         room.rotate_right(1);
         if let Some(entry) = room.first_mut() {
-            *entry = LedgerEntry { start: run.gpa, size: run.size, slot };
+            *entry = LedgerEntry { start: run.gpa, size: run.size, holder };
         }
         self.used = used.saturating_add(1);
         Ok(())
     }
 
     /// Strikes out one run of an enclave, if it has it.
-    pub(crate) fn release(&mut self, slot: SlotUid, run: Run) {
-        self.retain(|entry| entry.slot != slot || entry.start != run.gpa);
+    pub(crate) fn release(&mut self, holder: Holder, run: Run) {
+        self.retain(|entry| entry.holder != holder || entry.start != run.gpa);
     }
 
     /// Strikes out everything that an enclave has.
-    pub(crate) fn release_all(&mut self, slot: SlotUid) {
-        self.retain(|entry| entry.slot != slot);
+    pub(crate) fn release_all(&mut self, holder: Holder) {
+        self.retain(|entry| entry.holder != holder);
     }
 
     /// Does an enclave of this number have memory?
     pub(crate) fn holds(&self, slot: SlotUid) -> bool {
-        self.entries().iter().any(|entry| entry.slot == slot)
+        self.entries().iter().any(|entry| entry.holder.slot == slot)
     }
 
     fn retain(&mut self, keep: impl Fn(&LedgerEntry) -> bool) {
@@ -99,8 +100,8 @@ impl<T: AsRef<[LedgerEntry]> + AsMut<[LedgerEntry]>> Ledger<T> {
 mod tests {
     use super::*;
 
-    const ONE: SlotUid = SlotUid(1);
-    const TWO: SlotUid = SlotUid(2);
+    const ONE: Holder = Holder { slot: SlotUid(1), serial: 1 };
+    const TWO: Holder = Holder { slot: SlotUid(1), serial: 2 };
 
     fn run(gpa: u64, size: u64) -> Run {
         Run { gpa: Gpa(gpa), size, pages: 1 }
@@ -125,7 +126,7 @@ mod tests {
         ledger.claim(TWO, run(30, 10)).unwrap();
         assert_eq!(ledger.claim(TWO, run(50, 1)), Err(SetMemoryError::LedgerFull));
         ledger.release(TWO, run(10, 10));
-        assert!(ledger.holds(ONE));
+        assert!(ledger.holds(ONE.slot));
         ledger.release(ONE, run(10, 10));
         ledger.claim(TWO, run(10, 10)).unwrap();
         ledger.release_all(TWO);

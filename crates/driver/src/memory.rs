@@ -108,11 +108,11 @@ impl<P: Pages, R: AsRef<[Region<P>]> + AsMut<[Region<P>]>> Enclave<P, R> {
 
     /// Enters all runs in the ledger, or none (W13).
     fn claim(&self, machine: &impl Machine, pages: &P) -> Result<(), SetMemoryError> {
-        let slot = self.slot;
+        let holder = self.holder;
         machine.with_ledger(|ledger| {
             for (index, run) in Runs::new(pages).enumerate() {
-                if let Err(error) = ledger.claim(slot, run) {
-                    Runs::new(pages).take(index).for_each(|claimed| ledger.release(slot, claimed));
+                if let Err(error) = ledger.claim(holder, run) {
+                    Runs::new(pages).take(index).for_each(|claimed| ledger.release(holder, claimed));
                     return Err(error);
                 }
             }
@@ -136,9 +136,9 @@ impl<P: Pages, R: AsRef<[Region<P>]> + AsMut<[Region<P>]>> Enclave<P, R> {
                 break;
             }
         }
-        let slot = self.slot;
+        let holder = self.holder;
         if result.is_err() {
-            machine.with_ledger(|ledger| Runs::new(&pages).skip(kept.runs).for_each(|run| ledger.release(slot, run)));
+            machine.with_ledger(|ledger| Runs::new(&pages).skip(kept.runs).for_each(|run| ledger.release(holder, run)));
             pages.keep(kept.pages);
         }
         if kept.runs > 0 {

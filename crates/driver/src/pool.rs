@@ -6,6 +6,7 @@
 use nitroxide_abi::{CpuId, SlotUid};
 
 use crate::error::AddVcpuError;
+use crate::slot::Holder;
 use crate::Cpus;
 
 /// What is known of one CPU number; the storage of a [`Pool`] has one per CPU number.
@@ -28,7 +29,7 @@ pub(crate) enum Place {
     /// In the pool, but an enclave of another process of this world has it.
     Foreign,
     /// With this enclave.
-    Held(SlotUid),
+    Held(Holder),
 }
 
 /// Does the device know this CPU of an enclave?
@@ -52,6 +53,8 @@ pub struct Pool<T> {
     pub(crate) text: crate::pool_text::PoolText,
     /// Slots that exist, those that could not be freed included. While there are any, the pool does not change.
     pub(crate) slots: u32,
+    /// The serial number of the last slot that was asked for.
+    pub(crate) serial: u64,
     pub(crate) node: i32,
     pub(crate) threads_per_core: u32,
 }
@@ -68,7 +71,7 @@ impl<T: AsRef<[CpuEntry]> + AsMut<[CpuEntry]>> Pool<T> {
     /// An empty pool over `table`, which needs one entry per CPU number; CPUs beyond it do not exist for the pool.
     pub fn new(mut table: T) -> Self {
         table.as_mut().fill(CpuEntry::default());
-        Self { table, text: crate::pool_text::PoolText::EMPTY, slots: 0, node: -1, threads_per_core: 0 }
+        Self { table, text: crate::pool_text::PoolText::EMPTY, slots: 0, serial: 0, node: -1, threads_per_core: 0 }
     }
 
     /// The pool's NUMA node; -1 while it is empty.
@@ -127,17 +130,23 @@ impl<T: AsRef<[CpuEntry]> + AsMut<[CpuEntry]>> Pool<T> {
     ///
     /// The owner check stands between looking and taking, so that a foreign caller gets the code that mainline gives and
     /// changes nothing (W11).
-    pub(crate) fn reserve(&mut self, cpus: &mut impl Cpus, slot: SlotUid, wanted: CpuId, is_owner: bool) -> Result<Reserved, AddVcpuError> {
+    pub(crate) fn reserve(
+        &mut self,
+        cpus: &mut impl Cpus,
+        holder: Holder,
+        wanted: CpuId,
+        is_owner: bool,
+    ) -> Result<Reserved, AddVcpuError> {
         if wanted == CpuId::ANY {
-            return self.reserve_any(cpus, slot, is_owner);
+            return self.reserve_any(cpus, holder, is_owner);
         }
         let entry = self.entry(wanted).ok_or(AddVcpuError::NotInPool)?;
         match entry.place {
-            Place::Held(holder) if holder == slot && entry.vcpu == Vcpu::Added => Err(AddVcpuError::AlreadyUsed),
-            Place::Held(holder) if holder == slot => owner_only(is_owner, Reserved { cpu: wanted, took_core: false }),
+            Place::Held(other) if other == holder && entry.vcpu == Vcpu::Added => Err(AddVcpuError::AlreadyUsed),
+            Place::Held(other) if other == holder => owner_only(is_owner, Reserved { cpu: wanted, took_core: false }),
             Place::Free => {
                 let reserved = owner_only(is_owner, Reserved { cpu: wanted, took_core: true })?;
-                if self.take_core(cpus, slot, entry.core) {
+                if self.take_core(cpus, holder, entry.core) {
                     Ok(reserved)
                 } else {
                     Err(AddVcpuError::NotInPool)
@@ -148,10 +157,10 @@ impl<T: AsRef<[CpuEntry]> + AsMut<[CpuEntry]>> Pool<T> {
     }
 
     /// The first thread that is left of the enclave's own cores, else the lowest CPU of the pool's first free core.
-    fn reserve_any(&mut self, cpus: &mut impl Cpus, slot: SlotUid, is_owner: bool) -> Result<Reserved, AddVcpuError> {
+    fn reserve_any(&mut self, cpus: &mut impl Cpus, holder: Holder, is_owner: bool) -> Result<Reserved, AddVcpuError> {
         let own = self
             .numbered()
-            .filter(|(_, entry)| entry.place == Place::Held(slot) && entry.vcpu != Vcpu::Added)
+            .filter(|(_, entry)| entry.place == Place::Held(holder) && entry.vcpu != Vcpu::Added)
             .min_by_key(|(cpu, entry)| (entry.core, *cpu));
         if let Some((cpu, _)) = own {
             return owner_only(is_owner, Reserved { cpu, took_core: false });
@@ -159,7 +168,7 @@ impl<T: AsRef<[CpuEntry]> + AsMut<[CpuEntry]>> Pool<T> {
         let mut not_below = 0;
         while let Some(core) = self.first_free_core(not_below) {
             let reserved = owner_only(is_owner, Reserved { cpu: CpuId(core), took_core: true })?;
-            if self.take_core(cpus, slot, core) {
+            if self.take_core(cpus, holder, core) {
                 return Ok(reserved);
             }
             not_below = core.saturating_add(1);
@@ -178,7 +187,7 @@ impl<T: AsRef<[CpuEntry]> + AsMut<[CpuEntry]>> Pool<T> {
     }
 
     /// Moves a free core to an enclave; false, and nothing moved, if the home cannot give one of its CPUs.
-    fn take_core(&mut self, cpus: &mut impl Cpus, slot: SlotUid, core: u32) -> bool {
+    fn take_core(&mut self, cpus: &mut impl Cpus, holder: Holder, core: u32) -> bool {
         let refused =
             self.numbered().filter(|(_, entry)| entry.core == core && entry.place == Place::Free).find(|(cpu, _)| !cpus.claim(*cpu));
         if let Some((refused, _)) = refused {
@@ -188,7 +197,7 @@ impl<T: AsRef<[CpuEntry]> + AsMut<[CpuEntry]>> Pool<T> {
             return false;
         }
         for entry in self.table.as_mut().iter_mut().filter(|entry| entry.core == core && entry.place == Place::Free) {
-            *entry = CpuEntry { place: Place::Held(slot), vcpu: Vcpu::No, ..*entry };
+            *entry = CpuEntry { place: Place::Held(holder), vcpu: Vcpu::No, ..*entry };
         }
         true
     }
@@ -201,14 +210,14 @@ impl<T: AsRef<[CpuEntry]> + AsMut<[CpuEntry]>> Pool<T> {
     }
 
     /// The device refused the CPU: a core that came for it goes back, unless the device may know another thread of it.
-    pub(crate) fn undo(&mut self, cpus: &mut impl Cpus, slot: SlotUid, reserved: Reserved) {
+    pub(crate) fn undo(&mut self, cpus: &mut impl Cpus, holder: Holder, reserved: Reserved) {
         let Some(core) = self.entry(reserved.cpu).filter(|_| reserved.took_core).map(|entry| entry.core) else { return };
-        self.give_back_where(cpus, |entry| entry.place == Place::Held(slot) && entry.core == core);
+        self.give_back_where(cpus, |entry| entry.place == Place::Held(holder) && entry.core == core);
     }
 
     /// Gives all cores of an enclave back; they are usable at once.
-    pub(crate) fn give_back(&mut self, cpus: &mut impl Cpus, slot: SlotUid) {
-        self.give_back_where(cpus, |entry| entry.place == Place::Held(slot));
+    pub(crate) fn give_back(&mut self, cpus: &mut impl Cpus, holder: Holder) {
+        self.give_back_where(cpus, |entry| entry.place == Place::Held(holder));
     }
 
     fn give_back_where(&mut self, cpus: &mut impl Cpus, which: impl Fn(&CpuEntry) -> bool) {
@@ -220,12 +229,12 @@ impl<T: AsRef<[CpuEntry]> + AsMut<[CpuEntry]>> Pool<T> {
 
     /// Does an enclave of this number hold a core?
     pub(crate) fn holds(&self, slot: SlotUid) -> bool {
-        self.table.as_ref().iter().any(|entry| entry.place == Place::Held(slot))
+        self.table.as_ref().iter().any(|entry| matches!(entry.place, Place::Held(holder) if holder.slot == slot))
     }
 
     /// Has a core of this enclave a thread that was not added? It cannot start then (269).
-    pub(crate) fn has_half_core(&self, slot: SlotUid) -> bool {
-        self.table.as_ref().iter().any(|entry| entry.place == Place::Held(slot) && entry.vcpu != Vcpu::Added)
+    pub(crate) fn has_half_core(&self, holder: Holder) -> bool {
+        self.table.as_ref().iter().any(|entry| entry.place == Place::Held(holder) && entry.vcpu != Vcpu::Added)
     }
 
     pub(crate) fn entry(&self, cpu: CpuId) -> Option<CpuEntry> {

@@ -86,13 +86,14 @@ impl<P: Pages, R: AsRef<[Region<P>]> + AsMut<[Region<P>]>> Enclave<P, R> {
     }
 
     fn give_back(&mut self, machine: &impl Machine) {
-        let slot = self.slot;
+        let holder = self.holder;
+        // Before the pages: whoever gets one of them may give it away at once.
+        machine.with_ledger(|ledger| ledger.release_all(holder));
         for region in self.regions.as_mut() {
             *region = Region::default();
         }
         self.region_count = 0;
-        machine.with_ledger(|ledger| ledger.release_all(slot));
-        machine.with_pool(|pool, cpus| pool.give_back(cpus, slot));
+        machine.with_pool(|pool, cpus| pool.give_back(cpus, holder));
         uncount(machine);
         self.released = true;
     }

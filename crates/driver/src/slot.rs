@@ -7,13 +7,22 @@ use crate::device::{exchange, DeviceError};
 use crate::error::CreateError;
 use crate::{Device, Machine, Notice};
 
+/// Who has cores and memory: one enclave, told apart from all others that pool and ledger have known.
+///
+/// A slot's number alone does not do that: the next device gives it again, while an enclave of the one before may not have learned yet that it is over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Holder {
+    pub(crate) slot: SlotUid,
+    pub(crate) serial: u64,
+}
+
 /// A slot that the device has allocated, with what the enclave inherits from the pool at that moment.
 ///
 /// It must become an [`crate::Enclave`] (with no storage, if none can be had), whose release frees it.
 #[derive(Debug)]
 #[must_use]
 pub struct Slot {
-    pub(crate) uid: SlotUid,
+    pub(crate) holder: Holder,
     pub(crate) max_regions: u64,
     pub(crate) node: i32,
 }
@@ -29,21 +38,22 @@ impl Slot {
     /// 272 without a free core; the device's code; EIO if the device chose a number that cannot be used (W20).
     pub fn allocate<M: Machine>(machine: &M, device: &mut impl Device) -> Result<Self, CreateError> {
         // Counted before the device is asked: from here on the pool does not change (W16).
-        let node = machine.with_pool(|pool, _| {
+        let (serial, node) = machine.with_pool(|pool, _| {
             if !pool.has_free_core() {
                 return Err(CreateError::NoCpus);
             }
             pool.slots = pool.slots.saturating_add(1);
-            Ok(pool.node())
+            pool.serial = pool.serial.wrapping_add(1);
+            Ok((pool.serial, pool.node()))
         })?;
-        let result = Self::ask(machine, device, node);
+        let result = Self::ask(machine, device, serial, node);
         if result.is_err() {
             uncount(machine);
         }
         result
     }
 
-    fn ask<M: Machine>(machine: &M, device: &mut impl Device, node: i32) -> Result<Self, CreateError> {
+    fn ask<M: Machine>(machine: &M, device: &mut impl Device, serial: u64, node: i32) -> Result<Self, CreateError> {
         // One zero byte, never more: the second generation reads this byte as the version of a longer request.
         let reply = exchange(device, Command::SlotAlloc, &SlotAlloc::default().to_bytes())?;
         let uid = SlotUid(reply.slot_uid);
@@ -56,13 +66,13 @@ impl Slot {
             device.notice(&Notice::BadSlotUid { slot: uid });
             return Err(CreateError::BadSlotUid);
         }
-        Ok(Self { uid, max_regions: reply.mem_regions, node })
+        Ok(Self { holder: Holder { slot: uid, serial }, max_regions: reply.mem_regions, node })
     }
 
     /// The slot's number.
     #[must_use]
     pub fn uid(&self) -> SlotUid {
-        self.uid
+        self.holder.slot
     }
 
     /// Most contiguous runs of memory that the device takes for this slot.

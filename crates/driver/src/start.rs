@@ -50,8 +50,8 @@ impl<P, R> Enclave<P, R> {
         if self.summary.vcpus == 0 {
             return Err(StartError::NoVcpus);
         }
-        let slot = self.slot;
-        if machine.with_pool(|pool, _| pool.has_half_core(slot)) {
+        let holder = self.holder;
+        if machine.with_pool(|pool, _| pool.has_half_core(holder)) {
             return Err(StartError::HalfCore);
         }
         Ok(())

@@ -28,12 +28,12 @@ impl<P, R> Enclave<P, R> {
         wanted: CpuId,
     ) -> Result<CpuId, AddVcpuError> {
         self.must_be_init(AddVcpuError::NotInit)?;
-        let slot = self.slot;
+        let (slot, holder) = (self.slot, self.holder);
         let reserved = machine.with_pool(|pool, cpus| {
             if wanted.0 >= cpus.count() {
                 return Err(AddVcpuError::NoSuchCpu);
             }
-            pool.reserve(cpus, slot, wanted, is_owner)
+            pool.reserve(cpus, holder, wanted, is_owner)
         })?;
         let request = SlotAddVcpu { slot_uid: slot.0, vcpu_id: reserved.cpu.0, padding: 0 }.to_bytes();
         let result = self.exchange(device, Command::SlotAddVcpu, &request);
@@ -41,7 +41,7 @@ impl<P, R> Enclave<P, R> {
             Ok(_) => pool.record_vcpu(reserved.cpu, Vcpu::Added),
             // The device may have the CPU or take it later: the core stays, the call can be repeated.
             Err(DeviceError::NoReply) => pool.record_vcpu(reserved.cpu, Vcpu::InDoubt),
-            Err(_) => pool.undo(cpus, slot, reserved),
+            Err(_) => pool.undo(cpus, holder, reserved),
         });
         result?;
         self.summary.vcpus = self.summary.vcpus.saturating_add(1);

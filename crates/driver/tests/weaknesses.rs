@@ -108,6 +108,34 @@ fn w4_open_enclave_of_a_device_that_is_gone_gives_back_what_it_had() {
     f.assert_nothing_held();
 }
 
+/// A call that waits for its caller's memory learns late that its device is gone: the next one has given the number again by then.
+#[test]
+fn w4_enclave_that_learns_late_of_its_devices_end_takes_nothing_from_the_next_one_of_its_number() {
+    for close in [false, true] {
+        let mut f = Fixture::new(200);
+        let mut old = f.create(ARGUMENT).unwrap();
+        f.device = Model::new(200);
+        let mut new = f.ready();
+        assert_eq!(new.slot_uid(), old.slot_uid());
+        let runs = f.machine.with_ledger(|ledger| ledger.used());
+        f.device.gone = true;
+        assert_eq!(f.add_vcpu(&mut old, 0), Err(Code::ENODEV));
+        let address = f.memory.map_huge(2 * MIB);
+        assert_eq!(f.set_memory(&mut old, address, 2 * MIB), Err(Code::ENODEV));
+        if close {
+            f.close(old).unwrap();
+        } else {
+            old.give_back_gone(&f.machine);
+        }
+        f.device.gone = false;
+        assert_eq!(f.machine.free(), [4, 5]);
+        assert_eq!(f.machine.with_ledger(|ledger| ledger.used()), runs);
+        f.start(&mut new, 0, 0).unwrap();
+        f.close(new).unwrap();
+        f.assert_nothing_held();
+    }
+}
+
 #[test]
 fn w4_device_that_goes_in_the_middle_of_a_call_takes_its_part_back() {
     let mut f = Fixture::new(200);
