@@ -160,7 +160,8 @@ impl<P: Port> Mailbox<P> {
             match self.port.wait(now_ms)? {
                 Some(rest_ms) => {
                     interrupted = true;
-                    left_ms = left_ms.saturating_add(rest_ms);
+                    // Each costs a millisecond at least: interrupts that come faster than a clock ticks must not make the wait endless.
+                    left_ms = left_ms.saturating_add(rest_ms.min(now_ms.saturating_sub(1)));
                     if self.counts != Some(true) {
                         left_ms = left_ms.min(GRACE_MS);
                     }

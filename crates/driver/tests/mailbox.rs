@@ -115,6 +115,17 @@ fn w3_interrupt_without_a_reply_is_no_reply() {
     assert_eq!(f.device.port_mut().now_ms, 50);
 }
 
+/// Between two interrupts of a storm no time passes that a home could measure; the wait ends all the same.
+#[test]
+fn w3_storm_of_interrupts_does_not_make_a_wait_endless() {
+    let mut f = fixture();
+    let mut e = f.create(ARGUMENT).unwrap();
+    f.device.port_mut().model.fail_next(SlotAddVcpu, Fault::LoseReply);
+    f.device.port_mut().storm = true;
+    assert_eq!(f.add_vcpu(&mut e, 0), Err(Code::ETIMEDOUT));
+    assert_eq!(f.add_vcpu(&mut e, 0), Err(Code::ETIMEDOUT));
+}
+
 #[test]
 fn w3_slot_in_a_late_reply_is_freed() {
     let mut f = fixture();
