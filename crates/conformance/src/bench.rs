@@ -12,10 +12,9 @@ use std::time::Instant;
 use nitroxide_abi::ioctl;
 use nitroxide_abi::limits::{GRANULE, MIN_ENCLAVE_BYTES};
 
+use crate::machine::{DEVICE, POOL, meminfo};
 use crate::sys::{self, Backing};
 
-const DEVICE: &str = "/dev/nitro_enclaves";
-const POOL: &str = "/sys/module/nitro_enclaves/parameters/ne_cpus";
 /// Where pages are mapped until their order is known.
 const UNSORTED: u64 = 0x3300_0000_0000;
 /// 2 MiB; then the pages that lie together; then the pieces.
@@ -204,8 +203,7 @@ fn ask(fd: RawFd, word: u32, argument: &mut [u8]) -> io::Result<()> {
 /// Maps 65 huge pages: one, 32 that lie together in physical memory, and 32 of which each lies before the one before it.
 fn map_pages() -> io::Result<OwnedFd> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let free = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:")?.trim().parse().ok()).unwrap_or(0);
+    let free = u64::try_from(meminfo("HugePages_Free")).unwrap_or(0);
     if free < LEAST_PAGES {
         return Err(io::Error::other(format!("{LEAST_PAGES} free huge pages of 2 MiB are needed, and there are {free}.")));
     }

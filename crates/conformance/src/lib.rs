@@ -10,6 +10,7 @@ pub mod compare;
 pub mod control;
 pub mod coverage;
 mod guess;
+mod machine;
 mod present;
 pub mod probes;
 pub mod random;

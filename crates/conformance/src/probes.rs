@@ -3,7 +3,7 @@
 //! tests/drivers/weaknesses.rs runs them in a machine each, for they may leave the driver broken. W numbers are those of docs/driver.md, "Weaknesses".
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -13,12 +13,10 @@ use std::time::{Duration, Instant};
 use nitroxide_abi::ioctl;
 
 use crate::control::{Control, Pci};
+use crate::machine::{DEVICE, DRIVER, POOL, bound_device, meminfo, tell};
 use crate::real::code;
 use crate::sys::{self, Backing};
 
-const DEVICE: &str = "/dev/nitro_enclaves";
-const DRIVER: &str = "/sys/bus/pci/drivers/nitro_enclaves";
-const POOL: &str = "/sys/module/nitro_enclaves/parameters/ne_cpus";
 /// Where probes map what they need.
 const BASE: u64 = 0x2000_0000_0000;
 const HUGE: usize = 2 << 20;
@@ -64,12 +62,6 @@ pub fn run(name: &str, argument: Option<&str>) -> io::Result<()> {
         "compat" => compat(),
         _ => Err(io::Error::new(io::ErrorKind::NotFound, format!("There is no probe `{name}`; {}.", NAMES.join(", ")))),
     }
-}
-
-/// Prints one answer at once: the machine may not last.
-fn tell(what: &str, answer: impl std::fmt::Display) {
-    println!("{what} -> {answer}");
-    let _ = io::stdout().flush();
 }
 
 /// A value, or the name of the code.
@@ -253,8 +245,7 @@ fn in_child(what: &str, act: &dyn Fn() -> Result<i64, i32>) -> io::Result<()> {
 
 /// Takes the driver off its device; gives the device's name.
 fn unbind_driver() -> io::Result<String> {
-    let bound = fs::read_dir(DRIVER)?.flatten().map(|entry| entry.file_name()).find(|name| name.to_string_lossy().starts_with("0000:"));
-    let name = bound.ok_or_else(|| io::Error::other("The driver has no device."))?.to_string_lossy().into_owned();
+    let name = bound_device().ok_or_else(|| io::Error::other("The driver has no device."))?;
     fs::write(format!("{DRIVER}/unbind"), &name)?;
     Ok(name)
 }
@@ -305,13 +296,8 @@ fn refused_pages() -> io::Result<()> {
     const TRANSPARENT: (usize, usize) = (16, HUGE);
     let device = File::open(DEVICE)?;
     let enclave = made(&device)?;
-    let free = || {
-        let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("MemFree:")).unwrap_or_default().trim().to_owned();
-        line.trim_end_matches(" kB").parse::<i64>().unwrap_or(0)
-    };
     for (what, (times, bytes)) in [("of 4 KiB", SMALL), ("transparent huge", TRANSPARENT)] {
-        let before = free();
+        let before = meminfo("MemFree");
         let mut refused = 0;
         for _ in 0..times {
             // Written to, so that it is not the page of zeros.
@@ -323,7 +309,7 @@ fn refused_pages() -> io::Result<()> {
         }
         tell(&format!("refused, {what}"), refused);
         // Both are 32 MB together; what the machine itself takes is far less.
-        tell(&format!("memory is lost, {what}"), before - free() > 16_000);
+        tell(&format!("memory is lost, {what}"), before - meminfo("MemFree") > 16_000);
     }
     Ok(())
 }

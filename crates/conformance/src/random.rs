@@ -16,7 +16,7 @@ const ENOUGH: u64 = 32;
 /// Steps of a case, without what closes it.
 pub const DEFAULT_STEPS: usize = 18;
 
-/// Numbers from a seed: splitmix64 (Steele, Lea, Flood 2014).
+/// Numbers from a seed: splitmix64 (Steele, Lea, Flood 2014). Nothing here asks for memory, since forked children use them.
 #[derive(Debug, Clone)]
 pub struct Numbers(u64);
 
@@ -27,7 +27,13 @@ impl Numbers {
         Self(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    /// The numbers of one thread of a run with this seed.
+    pub(crate) fn of_thread(seed: u64, thread: u64) -> Self {
+        // Another factor than the one below, or threads would walk the same sequence a step apart.
+        Self(seed ^ thread.wrapping_mul(0xD134_2543_DE82_EF95))
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -35,19 +41,23 @@ impl Numbers {
         z ^ (z >> 31)
     }
 
-    /// Below `end`.
-    fn below(&mut self, end: u64) -> u64 {
+    /// Below `end`; 0 for an end of 0.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
     }
 
     /// One time in `times`.
-    fn once_in(&mut self, times: u64) -> bool {
+    pub(crate) fn once_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
     }
 
     fn pick<T: Clone>(&mut self, list: &[T], otherwise: T) -> T {
-        let index = self.below(u64::try_from(list.len()).unwrap_or(1));
-        usize::try_from(index).ok().and_then(|index| list.get(index)).cloned().unwrap_or(otherwise)
+        list.get(self.index(list.len())).cloned().unwrap_or(otherwise)
+    }
+
+    /// An index of a list of this length; 0 for an empty one.
+    pub(crate) fn index(&mut self, length: usize) -> usize {
+        usize::try_from(self.below(u64::try_from(length).unwrap_or(1))).unwrap_or(0)
     }
 }
 

@@ -14,12 +14,11 @@ use nitroxide_abi::limits::GRANULE;
 use nitroxide_abi::{Code, ioctl};
 
 use crate::control::Control;
+use crate::machine::{DEVICE, POOL, meminfo};
 use crate::step::{Area, ENCLAVES, FileCall, On, Op, PAGES, Pointer, Who};
 use crate::sys::{self, Backing};
 use crate::{LEFT_OUT, NO_ENCLAVE, Target};
 
-const DEVICE: &str = "/dev/nitro_enclaves";
-const POOL: &str = "/sys/module/nitro_enclaves/parameters/ne_cpus";
 const ONLINE: &str = "/sys/devices/system/cpu/online";
 /// Where arguments are written, in every process of the test.
 const ARGUMENT: u64 = 0x0FFF_0000_0000;
@@ -95,14 +94,8 @@ impl Real {
             replies_before: 0,
             _file: file,
         };
-        real.huge_free = real.huge_pages_free();
+        real.huge_free = meminfo("HugePages_Free");
         Ok(real)
-    }
-
-    fn huge_pages_free(&self) -> i64 {
-        let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:"));
-        line.and_then(|value| value.trim().parse().ok()).unwrap_or(-1)
     }
 
     /// An ioctl by anybody.
@@ -359,7 +352,7 @@ impl Target for Real {
                 sys::unmap(Area::Private.base(), std::mem::take(&mut self.private));
                 "0".to_owned()
             }
-            Op::HugeFree => (self.huge_free - self.huge_pages_free()).to_string(),
+            Op::HugeFree => (self.huge_free - meminfo("HugePages_Free")).to_string(),
             Op::Faults(rules) => told(self.control.line(&format!("faults {rules}"))),
             Op::Event => self.raise("event"),
             Op::End(enclave) => self.end(*enclave),

@@ -6,7 +6,6 @@
 mod balance;
 mod calls;
 mod child;
-mod dice;
 mod shared;
 mod worker;
 
@@ -18,14 +17,13 @@ use std::time::{Duration, Instant};
 
 use balance::Balance;
 use calls::Kind;
-use dice::Dice;
-use shared::{PAGES_EACH, Shared, meminfo};
-use worker::{POOL, Worker, write_pool};
+use shared::{PAGES_EACH, Shared};
+use worker::{Worker, write_pool};
 
 use crate::control::Pci;
+use crate::machine::{DEVICE, DRIVER, POOL, bound_device, meminfo, tell};
+use crate::random::Numbers;
 
-const DEVICE: &str = "/dev/nitro_enclaves";
-const DRIVER: &str = "/sys/bus/pci/drivers/nitro_enclaves";
 /// Huge pages that are left to the machine.
 const SPARE_PAGES: u64 = 4;
 /// How long a rest of the run may take at its end. It only ends hangs.
@@ -75,7 +73,7 @@ pub fn run(options: &Options) -> io::Result<bool> {
 
     // What the kernel allocates once and keeps is not to be taken for a leak.
     let warm_up = Duration::from_secs((options.seconds / 6).clamp(2, 8));
-    let mut conductor = Conductor { shared: Arc::clone(&shared), dice: Dice::new(options.seed, u64::MAX), unbind };
+    let mut conductor = Conductor { shared: Arc::clone(&shared), numbers: Numbers::of_thread(options.seed, u64::MAX), unbind };
     conductor.threads(options, options.seed ^ 0x5EED, warm_up);
     let before = conductor.settled(&Balance::default());
     before.lines("before").iter().for_each(|line| println!("{line}"));
@@ -112,16 +110,10 @@ pub fn run(options: &Options) -> io::Result<bool> {
     Ok(count == 0 && differences.is_empty())
 }
 
-/// Prints one answer at once: the machine may not last.
-fn tell(what: &str, answer: impl std::fmt::Display) {
-    println!("{what} -> {answer}");
-    let _ = io::stdout().flush();
-}
-
 /// The thread that does what only one can.
 struct Conductor {
     shared: Arc<Shared>,
-    dice: Dice,
+    numbers: Numbers,
     unbind: bool,
 }
 
@@ -139,8 +131,8 @@ impl Conductor {
         let began = Instant::now();
         let mut pool_changed = began.checked_sub(POOL_REST / 2).unwrap_or(began);
         while began.elapsed() < time {
-            std::thread::sleep(Duration::from_millis(300 + self.dice.below(1200)));
-            match self.dice.below(3) {
+            std::thread::sleep(Duration::from_millis(300 + self.numbers.below(1200)));
+            match self.numbers.below(3) {
                 0 if self.unbind => self.unbind_and_bind(),
                 1 if shared.driver.mends(16) && pool_changed.elapsed() > POOL_REST => {
                     self.change_pool();
@@ -206,7 +198,7 @@ impl Conductor {
         };
         self.shared.bound.step();
         act("unbind", Kind::Unbind);
-        std::thread::sleep(Duration::from_micros(self.dice.below(30_000)));
+        std::thread::sleep(Duration::from_micros(self.numbers.below(30_000)));
         act("bind", Kind::Bind);
         self.shared.bound.step();
     }
@@ -222,7 +214,7 @@ impl Conductor {
         if busy() {
             self.shared.fail("not all enclaves were closed".to_owned());
         }
-        let release_first = self.dice.once_in(2);
+        let release_first = self.numbers.once_in(2);
         if release_first {
             self.shared.drain.store(false, Ordering::SeqCst);
         }
@@ -238,10 +230,4 @@ impl Conductor {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-}
-
-/// The name of the PCI device that the driver has.
-fn bound_device() -> Option<String> {
-    let entries = fs::read_dir(DRIVER).ok()?.flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).find(|name| name.starts_with("0000:"))
 }

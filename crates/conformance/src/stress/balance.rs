@@ -9,9 +9,9 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use nitroxide_abi::extension::{self, List};
 use nitroxide_abi::ioctl;
 
-use super::shared::{Shared, lock, meminfo};
-use super::worker::POOL;
+use super::shared::{Shared, lock};
 use crate::control::Control as _;
+use crate::machine::{POOL, meminfo};
 use crate::sys;
 
 /// Slots that are tried to be made; our device has 64.
@@ -40,9 +40,9 @@ impl Balance {
         if let Some(control) = &shared.control {
             add("bytes of memory that slots have", lock(control).memory_bytes().unwrap_or(u64::MAX).to_string(), 0);
         }
-        add("clearing the pool", cleared(b"\n"), 0);
+        add("clearing the pool", written(b"\n"), 0);
         add("CPUs online without a pool", read("/sys/devices/system/cpu/online"), 0);
-        add("setting the pool", cleared(&shared.pool), 0);
+        add("setting the pool", written(&shared.pool), 0);
         add("CPUs online with the pool", read("/sys/devices/system/cpu/online"), 0);
         add("pool", format!("{:?}", read(POOL)), 0);
         add("users of the module", read("/sys/module/nitro_enclaves/refcnt"), 0);
@@ -104,7 +104,7 @@ fn slots(shared: &Shared) -> usize {
 }
 
 /// Writes to the pool; the code.
-fn cleared(text: &[u8]) -> String {
+fn written(text: &[u8]) -> String {
     let result = fs::OpenOptions::new().write(true).open(POOL).and_then(|mut file| file.write(text));
     result.map_or_else(|error| crate::real::code(error.raw_os_error().unwrap_or(0).into()), |_| "0".to_owned())
 }

@@ -117,12 +117,9 @@ impl Asked {
             return code == Code::ENOTTY;
         }
         let is_command = matches!(self.kind, Kind::Create | Kind::AddVcpu | Kind::SetMemory | Kind::Start | Kind::Stop);
-        if self.argument == Argument::Null && !matches!(self.kind, Kind::Create) && code == Code::EFAULT {
-            return true;
-        }
         match (self.argument, self.kind) {
-            // Read first: nothing else can be the answer, unless the node has no device.
-            (Argument::Null, Kind::Create) if code == Code::EFAULT => return true,
+            (Argument::Null, _) if code == Code::EFAULT => return true,
+            // Read first, so that nothing else can be the answer, unless the node has no device. NE_CREATE_VM alone writes last.
             (Argument::Null, Kind::List | Kind::PoolInfo | Kind::Query) => return self.gone != Gone::No && code == Code::ENODEV,
             (Argument::Null, kind) if kind != Kind::Create => return false,
             (Argument::Bad(codes), _) if codes.contains(&code) => return true,

@@ -9,8 +9,8 @@ use nitroxide_abi::limits::GRANULE;
 use nitroxide_abi::{Code, ioctl};
 
 use super::calls::{Argument, Asked, Gone, Kind, Tally};
-use super::dice::Dice;
 use super::shared::PAGES;
+use crate::random::Numbers;
 use crate::sys;
 
 /// Inherited descriptors that a child uses.
@@ -20,7 +20,7 @@ const MOST_CALLS: usize = 100_000;
 
 /// What a child needs; nothing in it is behind a lock.
 pub(super) struct Child {
-    pub(super) dice: Dice,
+    pub(super) numbers: Numbers,
     pub(super) tally: Tally,
     pub(super) node: RawFd,
     pub(super) inherited: [Option<RawFd>; INHERITED],
@@ -41,16 +41,16 @@ impl Child {
         }
         let mut own: [Option<OwnedFd>; 2] = [None, None];
         for _ in 0..MOST_CALLS {
-            if self.dice.once_in(3) {
-                let fd = self.inherited.get(self.dice.index(INHERITED)).copied().flatten();
+            if self.numbers.once_in(3) {
+                let fd = self.inherited.get(self.numbers.index(INHERITED)).copied().flatten();
                 fd.into_iter().for_each(|fd| self.call(fd, true));
                 continue;
             }
-            let place = self.dice.index(own.len());
+            let place = self.numbers.index(own.len());
             let Some(slot) = own.get_mut(place) else { return };
             match slot {
                 None => *slot = self.create(),
-                Some(_) if self.dice.once_in(12) => *slot = None,
+                Some(_) if self.numbers.once_in(12) => *slot = None,
                 Some(fd) => self.call(fd.as_raw_fd(), false),
             }
         }
@@ -72,11 +72,11 @@ impl Child {
     }
 
     fn call(&mut self, fd: RawFd, stranger: bool) {
-        match self.dice.below(10) {
+        match self.numbers.below(10) {
             0 | 1 => self.add_vcpu(fd, stranger),
             2 | 3 => {
-                let page = self.dice.below(self.pages);
-                let count = 1 + self.dice.below(4).min(self.pages - page - 1);
+                let page = self.numbers.below(self.pages);
+                let count = 1 + self.numbers.below(4).min(self.pages - page - 1);
                 self.set_memory(fd, stranger, PAGES + page * GRANULE, count);
             }
             4 | 5 => {

@@ -1,7 +1,7 @@
 //! What all threads see: the machine's ways in ([`Shared`]), open enclaves ([`Enclave`]), and who has what ([`Books`]).
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -190,13 +190,6 @@ fn map(pages: u64) -> io::Result<OwnedFd> {
         sys::poke(SMALL + page * 4096, &[1]);
     }
     Ok(file)
-}
-
-/// The value of a line of `/proc/meminfo`, in its own unit.
-pub(super) fn meminfo(name: &str) -> i64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    value.and_then(|value| value.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(-1)
 }
 
 /// An open enclave; dropped, its descriptor is closed.

@@ -13,8 +13,9 @@ use nitroxide_abi::{Code, ioctl};
 
 use super::calls::{Argument, Asked, Gone, Kind};
 use super::child::{Child, INHERITED};
-use super::dice::Dice;
-use super::shared::{Enclave, NOTHING, PAGES, PAGES_EACH, SMALL, Shared, Thing, lock, meminfo};
+use super::shared::{Enclave, NOTHING, PAGES, PAGES_EACH, SMALL, Shared, Thing, lock};
+use crate::machine::{POOL, meminfo};
+use crate::random::Numbers;
 use crate::sys;
 
 /// Enclaves that a thread has for itself at most.
@@ -25,8 +26,6 @@ const MOST_DUPS: usize = 4;
 const NO_CPU: u32 = 1 << 20;
 /// How long an end that the device has announced may take to be seen. It only ends hangs.
 const END_PATIENCE: Duration = Duration::from_secs(20);
-/// The pool's parameter.
-pub(super) const POOL: &str = "/sys/module/nitro_enclaves/parameters/ne_cpus";
 
 /// What the device is told to do wrong. The refusals are those of [`super::calls::INJECTED`].
 const FAULTS: [&str; 12] = [
@@ -49,7 +48,7 @@ const HARDER_FAULTS: [&str; 4] = ["stop@1-3=-EBUSY", "free@1=-EAGAIN", "free=-EB
 /// A thread.
 pub(super) struct Worker {
     shared: Arc<Shared>,
-    dice: Dice,
+    numbers: Numbers,
     number: u64,
     own: Vec<Arc<Enclave>>,
     dups: Vec<OwnedFd>,
@@ -59,7 +58,14 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(shared: &Arc<Shared>, seed: u64, number: u64) -> Self {
-        Self { shared: Arc::clone(shared), dice: Dice::new(seed, number), number, own: Vec::new(), dups: Vec::new(), is_faulty: false }
+        Self {
+            shared: Arc::clone(shared),
+            numbers: Numbers::of_thread(seed, number),
+            number,
+            own: Vec::new(),
+            dups: Vec::new(),
+            is_faulty: false,
+        }
     }
 
     /// Runs until the end; then everything of it is closed.
@@ -86,7 +92,7 @@ impl Worker {
     }
 
     fn step(&mut self) {
-        match self.dice.below(100) {
+        match self.numbers.below(100) {
             0..=3 => self.create(),
             4..=16 => self.life(),
             17..=31 => self.with_enclave(Self::add_vcpu),
@@ -111,23 +117,23 @@ impl Worker {
             93 => self.event(),
             94..=97 => self.with_enclave(Self::end),
             98 => self.faults(),
-            _ => std::thread::sleep(Duration::from_micros(self.dice.below(2000))),
+            _ => std::thread::sleep(Duration::from_micros(self.numbers.below(2000))),
         }
     }
 
     /// One of its own, or one that lies where every thread can take it.
     fn with_enclave(&mut self, act: fn(&mut Self, &Enclave)) {
-        let enclave = if self.dice.below(10) < 6 {
-            let index = self.dice.index(self.own.len());
+        let enclave = if self.numbers.below(10) < 6 {
+            let index = self.numbers.index(self.own.len());
             self.own.get(index).cloned()
         } else {
-            let index = self.dice.index(self.shared.places.len());
+            let index = self.numbers.index(self.shared.places.len());
             self.shared.places.get(index).and_then(|place| lock(place).clone())
         };
         let Some(enclave) = enclave else { return };
         act(self, &enclave);
         // Nothing more is to be had from those whose device has gone.
-        if enclave.gone() != Gone::No && self.dice.once_in(4) {
+        if enclave.gone() != Gone::No && self.numbers.once_in(4) {
             self.own.retain(|own| own.serial != enclave.serial);
             for place in &self.shared.places {
                 let gone = lock(place).take_if(|there| there.serial == enclave.serial);
@@ -177,7 +183,7 @@ impl Worker {
 
     fn make(&mut self) -> Option<Arc<Enclave>> {
         let before = self.shared.bound.now();
-        let argument = if self.dice.once_in(20) { Argument::Null } else { Argument::Good };
+        let argument = if self.numbers.once_in(20) { Argument::Null } else { Argument::Good };
         let mut uid = [0; 8];
         let answer = self.node_call(Kind::Create, ioctl::CREATE_VM, argument, &mut uid);
         let fd = sys::own(answer)?;
@@ -205,22 +211,22 @@ impl Worker {
             self.add(&enclave, 0, Argument::Good);
         }
         self.start(&enclave);
-        match self.dice.below(6) {
+        match self.numbers.below(6) {
             0 => self.end(&enclave),
             1 => self.stop(&enclave),
             _ => self.poll(&enclave),
         }
-        if self.dice.once_in(3) {
+        if self.numbers.once_in(3) {
             self.own.push(enclave);
         }
     }
 
     fn add_vcpu(&mut self, enclave: &Enclave) {
-        match self.dice.below(20) {
+        match self.numbers.below(20) {
             0 => self.add(enclave, 0, Argument::Null),
             1 => self.add(enclave, NO_CPU, Argument::Bad(&[Code::INVALID_VCPU])),
             2..=5 => {
-                let cpu = u32::try_from(1 + self.dice.below(12)).unwrap_or(1);
+                let cpu = u32::try_from(1 + self.numbers.below(12)).unwrap_or(1);
                 self.add(enclave, cpu, Argument::Good);
             }
             _ => self.add(enclave, 0, Argument::Good),
@@ -251,11 +257,11 @@ impl Worker {
 
     fn set_memory(&mut self, enclave: &Enclave) {
         let pages = self.shared.pages;
-        let page = self.dice.below(pages);
+        let page = self.numbers.below(pages);
         let at = PAGES + page * GRANULE;
         let refusals = self.shared.driver.mends(1);
-        let count = 1 + self.dice.below(6).min(pages - page - 1);
-        let which = self.dice.below(24);
+        let count = 1 + self.numbers.below(6).min(pages - page - 1);
+        let which = self.numbers.below(24);
         let ask = |address, memory_size, flags, argument| {
             let mut bytes = ioctl::UserMemoryRegion { flags, memory_size, userspace_addr: address }.to_bytes();
             self.call(enclave, Kind::SetMemory, ioctl::SET_USER_MEMORY_REGION, argument, &mut bytes);
@@ -285,7 +291,7 @@ impl Worker {
     }
 
     fn load_info(&mut self, enclave: &Enclave) {
-        let (flags, argument) = match self.dice.below(8) {
+        let (flags, argument) = match self.numbers.below(8) {
             0 => (1, Argument::Null),
             1 => (2, Argument::Bad(&[Code::INVALID_FLAG_VALUE])),
             _ => (1, Argument::Good),
@@ -295,11 +301,11 @@ impl Worker {
     }
 
     fn start(&mut self, enclave: &Enclave) {
-        let (flags, enclave_cid, argument) = match self.dice.below(20) {
+        let (flags, enclave_cid, argument) = match self.numbers.below(20) {
             0 => (0, 0, Argument::Null),
             1 => (2, 0, Argument::Bad(&[Code::INVALID_FLAG_VALUE])),
             2 => (0, 3, Argument::Bad(&[Code::INVALID_ENCLAVE_CID])),
-            3..=5 => (1, 100 + self.dice.below(4), Argument::Good),
+            3..=5 => (1, 100 + self.numbers.below(4), Argument::Good),
             _ => (0, 0, Argument::Good),
         };
         let mut bytes = ioctl::EnclaveStartInfo { flags, enclave_cid }.to_bytes();
@@ -310,7 +316,7 @@ impl Worker {
     }
 
     fn poll(&mut self, enclave: &Enclave) {
-        let timeout = if self.dice.once_in(8) { 20 } else { 0 };
+        let timeout = if self.numbers.once_in(8) { 20 } else { 0 };
         self.look(enclave, timeout);
     }
 
@@ -329,15 +335,15 @@ impl Worker {
     }
 
     fn close(&mut self) {
-        if self.dice.once_in(3) && !self.dups.is_empty() {
+        if self.numbers.once_in(3) && !self.dups.is_empty() {
             self.shared.tally.count(Kind::Close, 0);
-            let index = self.dice.index(self.dups.len());
+            let index = self.numbers.index(self.dups.len());
             drop(self.dups.swap_remove(index));
         } else if !self.own.is_empty() {
-            let index = self.dice.index(self.own.len());
+            let index = self.numbers.index(self.own.len());
             drop(self.own.swap_remove(index));
         } else {
-            let index = self.dice.index(self.shared.places.len());
+            let index = self.numbers.index(self.shared.places.len());
             let enclave = self.shared.places.get(index).and_then(|place| lock(place).take());
             drop(enclave);
         }
@@ -345,7 +351,7 @@ impl Worker {
 
     /// Now every thread can take it.
     fn move_to_place(&mut self) {
-        let index = self.dice.index(self.shared.places.len());
+        let index = self.numbers.index(self.shared.places.len());
         if let (Some(enclave), Some(place)) = (self.own.pop(), self.shared.places.get(index)) {
             let before = lock(place).replace(enclave);
             drop(before);
@@ -353,7 +359,7 @@ impl Worker {
     }
 
     fn dup(&mut self) {
-        let index = self.dice.index(self.own.len());
+        let index = self.numbers.index(self.own.len());
         let Some(enclave) = self.own.get(index).filter(|_| self.dups.len() < MOST_DUPS) else { return };
         let dup = enclave.fd.try_clone();
         self.shared.tally.count(Kind::Dup, dup.as_ref().err().and_then(std::io::Error::raw_os_error).map_or(0, |errno| -i64::from(errno)));
@@ -361,7 +367,7 @@ impl Worker {
     }
 
     fn stop(&mut self, enclave: &Enclave) {
-        let (size, argument) = match self.dice.below(8) {
+        let (size, argument) = match self.numbers.below(8) {
             0 => (8, Argument::Null),
             1 => (7, Argument::Bad(&[Code::EINVAL])),
             _ => (8, Argument::Good),
@@ -467,7 +473,7 @@ impl Worker {
         }
         let first_page = (self.number * PAGES_EACH).min(self.shared.pages.saturating_sub(PAGES_EACH));
         let child = Child {
-            dice: Dice::new(self.dice.next(), self.number),
+            numbers: Numbers::of_thread(self.numbers.next(), self.number),
             tally: self.shared.tally,
             node: self.shared.device.as_raw_fd(),
             inherited,
@@ -475,12 +481,12 @@ impl Worker {
             pages: self.shared.pages,
             first_page,
             own_pages: PAGES_EACH.min(self.shared.pages),
-            nobody: self.dice.once_in(4),
+            nobody: self.numbers.once_in(4),
         };
         self.shared.children.fetch_add(1, Ordering::SeqCst);
         match sys::fork_from_threads(|| child.run()) {
             Ok(child) => {
-                sys::pause_us(u32::try_from(500 + self.dice.below(25_000)).unwrap_or(1000));
+                sys::pause_us(u32::try_from(500 + self.numbers.below(25_000)).unwrap_or(1000));
                 sys::kill_child(child);
                 self.shared.tally.count(Kind::Fork, 0);
             }
@@ -524,14 +530,14 @@ impl Worker {
         }
         let shared = Arc::clone(&self.shared);
         let Ok(_alone) = shared.faulty.try_lock() else { return };
-        let hard = shared.driver.mends(10) && shared.driver.mends(2) && self.dice.once_in(3);
+        let hard = shared.driver.mends(10) && shared.driver.mends(2) && self.numbers.once_in(3);
         let list: &[&str] = if hard { &HARDER_FAULTS } else { &FAULTS };
-        let rules = list.get(self.dice.index(list.len())).copied().unwrap_or_default();
+        let rules = list.get(self.numbers.index(list.len())).copied().unwrap_or_default();
         shared.faults.step();
         // Refused while the device is off.
         shared.tally.count(Kind::Faults, if shared.tell(&format!("faults {rules}")) { 0 } else { -i64::from(libc::ENODEV) });
         self.is_faulty = true;
-        for _ in 0..10 + self.dice.below(30) {
+        for _ in 0..10 + self.numbers.below(30) {
             self.step();
         }
         self.is_faulty = false;
