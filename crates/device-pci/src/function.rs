@@ -26,8 +26,9 @@ const MOST_WAITING: usize = 16;
 /// After this time Linux' driver has given up and would take the reply for the next command's (weakness W3).
 const REPLY_EXPIRES: Duration = Duration::from_millis(DEVICE_TIMEOUT_MS as u64);
 
-/// How long a handshake lasts that is met by early interrupts: the guest has to take them before it is over.
-const LINGERS: Duration = Duration::from_millis(250);
+/// How long a handshake lasts that is met by early interrupts: the guest has to take them before it is over, on a busy machine, too. Drivers wait for two
+/// minutes.
+const LINGERS: Duration = Duration::from_secs(2);
 
 /// Which region an access is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
