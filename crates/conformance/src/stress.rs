@@ -26,12 +26,12 @@ use crate::random::Numbers;
 
 /// Huge pages that are left to the machine.
 const SPARE_PAGES: u64 = 4;
-/// How long a rest of the run may take at its end. It only ends hangs.
-const END_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a rest of the run may take at its end, longer than a thread may wait for an end. It only ends hangs.
+const END_PATIENCE: Duration = Duration::from_secs(300);
 /// How long the pool stays as it is at least: while CPUs come and go nobody makes an enclave.
 const POOL_REST: Duration = Duration::from_secs(15);
-/// How long figures may take to come back.
-const SETTLE: Duration = Duration::from_secs(20);
+/// How long figures may take to come back: who tries again waits for up to a minute between two times.
+const SETTLE: Duration = Duration::from_secs(180);
 
 /// What to do.
 #[derive(Debug, Clone, Copy)]

@@ -25,7 +25,7 @@ const MOST_DUPS: usize = 4;
 /// CPUs beyond every machine's.
 const NO_CPU: u32 = 1 << 20;
 /// How long an end that the device has announced may take to be seen. It only ends hangs.
-const END_PATIENCE: Duration = Duration::from_secs(20);
+const END_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What the device is told to do wrong. The refusals are those of [`super::calls::INJECTED`].
 const FAULTS: [&str; 12] = [
