@@ -30,8 +30,7 @@ pub fn machine(driver: Driver) -> Builder {
 /// A machine with other CPUs (what QEMU calls `-smp`) and another pool.
 pub fn shaped(driver: Driver, cpus: &str, pool: &str) -> Builder {
     let count = cpus.split(',').next().and_then(|count| count.parse().ok()).expect("it begins with a number");
-    let with_ours = if driver == Driver::C { vec![(kernel_module(), "modules/nitroxide.ko")] } else { Vec::new() };
-    let builder = ParentVm::builder()
+    ParentVm::builder()
         .memory_mib(1024)
         .cpus(count)
         .qemu_arguments(["-smp", cpus])
@@ -39,8 +38,7 @@ pub fn shaped(driver: Driver, cpus: &str, pool: &str) -> Builder {
         .pool(pool)
         .driver(driver)
         .device_program(null_device())
-        .program(guest_program("nitroxide-conformance"));
-    with_ours.into_iter().fold(builder, |builder, (here, there)| builder.file(here, there))
+        .program(guest_program("nitroxide-conformance"))
 }
 
 /// Runs our program in the machine and gives what it prints.
@@ -50,11 +48,6 @@ pub fn run(vm: &ParentVm, arguments: &str) -> String {
         .unwrap_or_else(|error| panic!("{error}\n{}", vm.everything()));
     assert_eq!(output.status, 0, "{}\n{}", output.stdout, vm.console());
     output.stdout
-}
-
-/// Our module instead of the C driver, in the same machine: answers depend on which huge pages are neighbours, and that is another at every boot.
-pub fn swap_to_ours(vm: &ParentVm, pool: &str) {
-    vm.check(&format!("rmmod nitro_enclaves && insmod /modules/nitroxide.ko ne_cpus={pool}"));
 }
 
 /// What the kernel complained of.

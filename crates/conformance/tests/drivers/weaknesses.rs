@@ -140,11 +140,11 @@ fn w6_interrupts_before_the_driver_is_ready_are_a_fault_in_the_c_driver() {
     let vm = machine(Driver::C).boot();
     let mut probe = vm.start("nitroxide-conformance probe early-interrupts 2>&1");
     let began = Instant::now();
-    while complaint(&vm) == "nothing" {
+    // Its first line is another one's first line, too ("BUG: …"), and comes a moment before the word that is waited for.
+    while complaint(&vm) != "Oops" {
         assert!(began.elapsed() < PATIENCE, "{}\n{}", probe.printed(), vm.everything());
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(complaint(&vm), "Oops", "{}", vm.console());
     probe.close_input();
 }
 
