@@ -1,7 +1,7 @@
 //! Linux' own driver and ours side by side: one parent VM with both modules, which take turns, so that what drifts meets both.
 //!
-//! The times are those of `nitroxide-conformance bench` in the VM. The device is the null device of the conformance tests, in this program itself. Not a criterion
-//! benchmark: what is timed runs in a guest. Method and results: docs/benchmarks.md.
+//! The times are those of `nitroxide-conformance bench` in the VM. The device is the null device of the conformance tests, in this program itself. Not a
+//! criterion benchmark: what is timed runs in a guest. Method and results: docs/benchmarks.md.
 #![expect(clippy::unwrap_used, reason = "a benchmark that fails is a panic")]
 
 use std::collections::BTreeMap;

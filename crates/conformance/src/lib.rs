@@ -1,8 +1,8 @@
 //! Drives any `/dev/nitro_enclaves`, writes down every answer, and compares two such transcripts.
 //!
 //! A *case* is a list of [`step::Op`]s; a [`Target`] performs them: [`real::Real`] by system calls, [`simulated::Core`] with the driver core in
-//! process. [`cases`] has the directed ones, [`random`] makes more from a seed. [`compare`] compares two transcripts, [`rules`] are the differences that are meant.
-//! [`stress`] and [`mod@bench`] need no transcript: the first looks for what many callers at once can break, the second takes times. docs/conformance.md.
+//! process. [`cases`] has the directed ones, [`random`] makes more from a seed. [`compare`] compares two transcripts, [`rules`] are the differences that are
+//! meant. [`stress`] and [`mod@bench`] need no transcript: the first looks for what many callers at once can break, the second takes times. docs/conformance.md.
 
 pub mod bench;
 pub mod cases;

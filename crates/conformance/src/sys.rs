@@ -240,7 +240,7 @@ pub(crate) fn shared_words(count: usize) -> io::Result<&'static [AtomicU64]> {
     Ok(unsafe { std::slice::from_raw_parts(at.cast::<AtomicU64>(), count) })
 }
 
-/// Lets a process see what others write in the same moment: waits a little without a lock.
+/// Waits a little, without a lock and without memory, so that children of a program with many threads may.
 pub(crate) fn pause_us(us: u32) {
     // SAFETY: only a number.
     unsafe { libc::usleep(us) };
