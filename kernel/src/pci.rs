@@ -4,7 +4,7 @@
 //! [`Bound`] owns what a bound device has; dropped in the order of its fields it takes everything down.
 
 use kernel::bindings;
-use kernel::device::Core;
+use kernel::device::{self, Core};
 use kernel::driver::{DriverLayout, RegistrationOps};
 use kernel::irq::{Flags, Registration};
 use kernel::pci::{self, IrqType, IrqTypes, IrqVectorRegistration};
@@ -27,9 +27,38 @@ pub(crate) struct Bound<'bound> {
     _node: DeviceNode,
     /// Then the device is switched off and its enclaves are told; that needs the interrupts no more.
     _switched_on: SwitchedOn,
+    _interrupts: Interrupts<'bound>,
+    _enabled: Enabled<'bound>,
+}
+
+/// Vectors and their handlers; a struct of their own, since only a struct's fields go in a certain order, and a closure's captures do not.
+struct Interrupts<'bound> {
     _event: Pin<KBox<Registration<'bound, EventInterrupt>>>,
     _reply: Pin<KBox<Registration<'bound, ReplyInterrupt>>>,
     _vectors: KBox<IrqVectorRegistration<'bound>>,
+}
+
+/// A device that takes part in the bus: its memory is decoded, and it may be a master. The kernel counts who wants that; dropped, one fewer does.
+struct Enabled<'bound>(&'bound pci::Device<device::Bound>);
+
+impl<'bound> Enabled<'bound> {
+    fn new(device: &'bound pci::Device<Core<'_>>) -> Result<Self> {
+        device.enable_device_mem()?;
+        let enabled = Self(device);
+        device.set_master();
+        Ok(enabled)
+    }
+}
+
+impl Drop for Enabled<'_> {
+    fn drop(&mut self) {
+        // The kernel crate's device is the kernel's own (`repr(transparent)`).
+        let raw: *mut bindings::pci_dev = core::ptr::from_ref(self.0).cast_mut().cast();
+        // SAFETY: The device is there and still bound, or being unbound, as long as the reference; `new` has enabled it.
+        unsafe { bindings::pci_clear_master(raw) };
+        // SAFETY: As above.
+        unsafe { bindings::pci_disable_device(raw) };
+    }
 }
 
 /// A device that is published or about to be; dropped, it is off and unpublished.
@@ -62,8 +91,7 @@ impl pci::Driver for Driver {
                 dev_err!(device, "another Nitro Enclaves device is in use already; this one is left alone\n");
                 return Err(EBUSY);
             }
-            device.enable_device_mem()?;
-            device.set_master();
+            let enabled = Enabled::new(device)?;
             let bar = device.iomap_region_sized::<REGISTER_BYTES>(registers::BAR.into(), c"nitro_enclaves")?;
 
             // Everything that an interrupt touches is there before the first can come (W6).
@@ -73,7 +101,8 @@ impl pci::Driver for Driver {
 
             let types = IrqTypes::default().with(IrqType::MsiX);
             let vectors = KBox::new(device.alloc_irq_vectors(registers::MIN_VECTORS.into(), MOST_VECTORS, types)?, GFP_KERNEL)?;
-            // SAFETY: The box does not move what it holds, and `Bound` drops it after both handlers that borrow it.
+            // SAFETY: The box does not move what it holds, and it is dropped after both handlers that borrow it: here by the order in which they are made, later by
+            // that of the fields of `Interrupts`.
             let borrowed: &'bound IrqVectorRegistration<'bound> = unsafe { &*core::ptr::from_ref(&*vectors) };
             let handler = Ok::<_, Error>(ReplyInterrupt(registers.clone()));
             let vector = borrowed.index(registers::VECTOR_REPLY.into())?;
@@ -85,6 +114,7 @@ impl pci::Driver for Driver {
             // SAFETY: As above.
             let event = unsafe { Registration::new(vector.into(), Flags::TRIGGER_NONE, c"enclave_evt", handler) };
             let event = KBox::pin_init(event, GFP_KERNEL)?;
+            let interrupts = Interrupts { _event: event, _reply: reply, _vectors: vectors };
 
             let switched_on = SwitchedOn(nitro.clone());
             registers.enable()?;
@@ -92,9 +122,8 @@ impl pci::Driver for Driver {
             Ok(try_pin_init!(Bound {
                 _node <- DeviceNode::register(),
                 _switched_on: switched_on,
-                _event: event,
-                _reply: reply,
-                _vectors: vectors,
+                _interrupts: interrupts,
+                _enabled: enabled,
             }? Error))
         })
     }
