@@ -75,7 +75,8 @@ struct Unload;
 
 impl Drop for Unload {
     fn drop(&mut self) {
-        let Some(loaded) = LOADED.lock().take() else { return };
+        // A text that is being written is in the pool when this returns, and none comes later: its CPUs would stay offline for ever.
+        let Some(loaded) = parameter::locked(|| LOADED.lock().take()) else { return };
         // Work that still waits is done before the queue ends; nobody can queue more, since no device is bound.
         drop(loaded.queue);
         // No enclave is left, so nothing is guarded any more; and what was must not stand in the way of the next line.
@@ -94,7 +95,7 @@ impl kernel::InPlaceModule for NitroEnclaves {
             let hotplug = HotplugGuard::new()?;
             *LOADED.lock() = Some(Loaded { home: home.clone(), queue, hotplug });
             let unload = Unload;
-            parameter::start(&home, module)?;
+            parameter::start(&home)?;
             Ok(try_pin_init!(Self {
                 _driver <- kernel::driver::Registration::new(c"nitro_enclaves", module),
                 _unload: unload,

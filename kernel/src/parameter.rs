@@ -84,6 +84,17 @@ pub(crate) fn accounts_memlock() -> bool {
     ACCOUNT_MEMLOCK.load(Relaxed)
 }
 
+/// Does something with the module's parameter lock held, as the parameter code does for [`set`] and [`get`].
+pub(crate) fn locked<T>(act: impl FnOnce() -> T) -> T {
+    let module = <NitroEnclaves as kernel::ModuleMetadata>::THIS_MODULE.as_ptr();
+    // SAFETY: The module is this one; process context, and this module takes the lock nowhere else.
+    unsafe { bindings::kernel_param_lock(module) };
+    let result = act();
+    // SAFETY: It was locked above.
+    unsafe { bindings::kernel_param_unlock(module) };
+    result
+}
+
 /// # Safety
 ///
 /// Called by the parameter code with the module's parameter lock held; `text` ends with a NUL.
@@ -103,7 +114,7 @@ fn set_text(text: &[u8]) -> Result<(), Code> {
     if READY.load(Acquire) {
         return apply(&*crate::home().ok_or(Code::ENODEV)?, text);
     }
-    // SAFETY: The kernel calls this with the module's parameter lock held, and `early` takes it.
+    // SAFETY: The kernel calls this with the module's parameter lock held, and `start` takes it.
     let early = unsafe { &mut *EARLY.0.get() };
     early.bytes.get_mut(..text.len()).ok_or(Code::ENOSPC)?.copy_from_slice(text);
     early.length = text.len();
@@ -123,17 +134,15 @@ fn apply(home: &Home, text: &[u8]) -> Result<(), Code> {
 /// # Errors
 ///
 /// What the text gives; the module is not loaded then.
-pub(crate) fn start(home: &Home, module: &'static ThisModule) -> Result {
+pub(crate) fn start(home: &Home) -> Result {
     let mut text = [0; POOL_TEXT_BYTES];
-    // SAFETY: The module is this one.
-    unsafe { bindings::kernel_param_lock(module.as_ptr()) };
-    // SAFETY: The lock is held.
-    let early = unsafe { &*EARLY.0.get() };
-    let length = early.length;
-    text.copy_from_slice(&early.bytes);
-    READY.store(true, Release);
-    // SAFETY: It was locked above.
-    unsafe { bindings::kernel_param_unlock(module.as_ptr()) };
+    let length = locked(|| {
+        // SAFETY: The lock is held.
+        let early = unsafe { &*EARLY.0.get() };
+        text.copy_from_slice(&early.bytes);
+        READY.store(true, Release);
+        early.length
+    });
     match text.get(..length) {
         None | Some([]) => Ok(()),
         Some(text) => apply(home, text).map_err(sys::error),
@@ -144,7 +153,8 @@ pub(crate) fn start(home: &Home, module: &'static ThisModule) -> Result {
 ///
 /// Called by the parameter code, with a page at `buffer`.
 unsafe extern "C" fn get(buffer: *mut c_char, _parameter: *const bindings::kernel_param) -> c_int {
-    let Some(home) = crate::home() else { return ENODEV.to_errno() };
+    // The file is there before the module is initialised, and so before the lock is that `home` takes.
+    let Some(home) = READY.load(Acquire).then(crate::home).flatten() else { return ENODEV.to_errno() };
     // SAFETY: The parameter code gives a page; the text has less than 512 bytes, and a newline follows.
     let buffer = unsafe { core::slice::from_raw_parts_mut(buffer.cast::<u8>(), POOL_TEXT_BYTES.saturating_add(1)) };
     let length = home.with_pool(|pool, _| {
