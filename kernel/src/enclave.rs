@@ -209,9 +209,12 @@ impl EnclaveFile {
 
     /// Looks at an event that came, unless somebody has the enclave locked, who looks afterwards.
     fn look_at_event(&self) {
-        // Between the release of the lock and the look at the flag, as in `note_event` between the flag and the lock: one of both sees the other.
-        smp_mb(kernel::sync::barrier::Full);
-        while self.event.load(Relaxed) {
+        loop {
+            // Between the release of the lock and the look at the flag, as in `note_event` between the flag and the lock: one of both sees the other.
+            smp_mb(kernel::sync::barrier::Full);
+            if !self.event.load(Relaxed) {
+                return;
+            }
             let Some(mut enclave) = self.enclave.try_lock() else { return };
             if !self.event.xchg(false, Full) {
                 continue;
@@ -232,7 +235,6 @@ impl EnclaveFile {
                 self.device.try_again_later();
                 return;
             }
-            smp_mb(kernel::sync::barrier::Full);
         }
     }
 
@@ -257,12 +259,12 @@ impl EnclaveFile {
 
     /// The last descriptor was closed.
     ///
-    /// A process that ends, killed perhaps, does not wait for a device that works for another or owes a reply; its enclave is given back a moment later (W9). One that
-    /// closes finds everything given back.
+    /// A process that ends, killed perhaps, does not wait for a device that works for another or owes a reply; its enclave is given back a moment later (W9). Neither does
+    /// a thread of the kernel's, which closes files of others, too. A process that closes finds everything given back.
     pub(crate) fn close(&self) {
         // Between this and the look whether the device is gone, as in `device_gone` in the opposite order: one of both gives back.
         self.closed.xchg(true, Full);
-        if sys::is_exiting() && self.device.is_busy() {
+        if sys::is_nobody_waiting() && self.device.is_busy() {
             self.device.try_again_later();
             return;
         }

@@ -200,9 +200,11 @@ impl Home {
     }
 
     /// Tries again to give back what was closed but not let go by the device (W10); `but` was tried a moment ago.
+    ///
+    /// What would have to wait for the device's turn is left to the timer: of a device that does not answer each would wait two minutes.
     pub(crate) fn retry_closed(&self, device: &Arc<NitroDevice>, but: Option<&EnclaveFile>) {
         self.for_each_on(device, |enclave| {
-            if enclave.is_closed() && !but.is_some_and(|but| core::ptr::eq(but, enclave)) {
+            if enclave.is_closed() && !but.is_some_and(|but| core::ptr::eq(but, enclave)) && !device.is_busy() {
                 enclave.give_back();
             }
         });

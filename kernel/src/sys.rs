@@ -72,11 +72,11 @@ pub(crate) fn fsuid() -> u32 {
     unsafe { shim::nitroxide_fsuid() }
 }
 
-/// Is the current process about to end?
-pub(crate) fn is_exiting() -> bool {
+/// Is the current task about to end, or a thread of the kernel's?
+pub(crate) fn is_nobody_waiting() -> bool {
     // SAFETY: The current task's own flags, which only it changes.
     let flags = unsafe { (*kernel::current!().as_ptr()).flags };
-    flags & bindings::PF_EXITING != 0
+    flags & (bindings::PF_EXITING | bindings::PF_KTHREAD) != 0
 }
 
 /// That user id as the caller's user namespace sees it.
