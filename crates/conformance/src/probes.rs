@@ -122,8 +122,8 @@ fn late_reply() -> io::Result<()> {
     let mut control = Pci::find().ok_or_else(|| io::Error::other("The device has no test control."))?;
     let device = File::open(DEVICE)?;
     let enclave = made(&device)?;
-    // The driver waits for 120 s.
-    control.line("faults add-vcpu@1=delay:125s,add-vcpu@2=delay:10s");
+    // The driver waits for 120 s. The next command has the time until the late reply to be given, and its own reply comes behind that.
+    control.line("faults add-vcpu@1=delay:135s,add-vcpu@2=delay:30s");
     let before = control.replies().unwrap_or(0);
     tell("ADD_VCPU whose reply comes too late", said(add_vcpu(enclave.as_raw_fd(), 2)));
     tell("the next one", said(add_vcpu(enclave.as_raw_fd(), 3)));
@@ -156,8 +156,8 @@ fn hold() -> io::Result<()> {
 
 /// W2: two enclaves run, one ends, and the second answer about them is lost. Nobody may believe anything of it.
 fn lost_info() -> io::Result<()> {
-    /// The driver waits for 120 s.
-    const LONG_ENOUGH: Duration = Duration::from_secs(125);
+    /// The driver waits for 120 s, once it has come to ask.
+    const LONG_ENOUGH: Duration = Duration::from_secs(140);
     let mut control = Pci::find().ok_or_else(|| io::Error::other("The device has no test control."))?;
     let device = File::open(DEVICE)?;
     let enclaves = [started(&device, 0)?, started(&device, 1)?];
@@ -196,9 +196,9 @@ fn early_interrupts() -> io::Result<()> {
 
 /// W9: START takes long, and an event comes meanwhile. What does not need the device must not wait for it, and a kill ends the waiting.
 fn slow_start() -> io::Result<()> {
-    /// Longer than all that is tried meanwhile, by far.
-    const LINE: &str = "faults start@1+=delay:40s";
-    const SOON: Duration = Duration::from_secs(15);
+    /// Longer than all that is tried meanwhile, and shorter than the driver waits.
+    const LINE: &str = "faults start@1+=delay:110s";
+    const SOON: Duration = Duration::from_secs(45);
     let mut control = Pci::find().ok_or_else(|| io::Error::other("The device has no test control."))?;
     control.line(LINE);
     let (socket, child) = sys::server(|socket| {
