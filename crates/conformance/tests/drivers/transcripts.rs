@@ -81,10 +81,11 @@ fn c_driver_says_what_was_recorded_and_module_and_core_say_the_same() {
     for id in ["W2", "W5", "W11", "W12", "W13", "W13-write", "W18", "W19"] {
         assert!(reports.iter().any(|report| report.used.contains_key(id)), "no step shows {id} on both drivers");
     }
-    // The core is compiled into the module, so that nothing of its answers may differ for a reason.
+    // The core is compiled into the module, so that its answers differ for one reason alone: after a SLOT_INFO that failed the module's timer asks again, and
+    // sees an end, where the small home around the core waits for the next event.
     let reports = beside_core(&our_directed, &our_random);
     assert_good("the module and the core", &reports);
-    assert!(reports.iter().all(|report| report.used.is_empty()), "{reports:#?}");
+    assert!(reports.iter().all(|report| report.used.keys().all(|id| *id == "W2")), "{reports:#?}");
     assert_eq!(complaint(&vm), "nothing", "{}", vm.console());
 
     // The layout of memory is another each time, and few answers depend on it: those are compared above, with the layout as it is.
