@@ -132,6 +132,8 @@ fn w4_device_that_goes_with_open_descriptors_is_an_end_in_the_module() {
     vm.check("for f in /sys/bus/pci/devices/*; do [ $(cat $f/device) = 0xe4c1 ] && echo ${f##*/} > /sys/bus/pci/drivers/nitro_enclaves/bind; done; true");
     assert!(vm.check("grep HugePages_Free /proc/meminfo").ends_with(" 140\n"), "{}", vm.everything());
     assert!(run(&vm, "probe create").contains("CREATE_VM -> 0"), "{}", vm.everything());
+    // Nothing is left of the first time: the kernel counts one user of the device, not two.
+    assert_eq!(vm.check("cd /sys/bus/pci/drivers/nitro_enclaves/0*/ && cat enable"), "1\n");
     assert_eq!(complaint(&vm), "nothing", "{}", vm.console());
 }
 
