@@ -1,9 +1,10 @@
 //! What a kernel prints when one of its checks fails: [`find`].
 
 /// Parts of a complaint's first line, as mm/kasan/report.c, kernel/locking/lockdep.c, mm/kmemleak.c, lib/debugobjects.c and their like print them.
-const MARKS: [&str; 23] = [
+const MARKS: [&str; 26] = [
     "BUG:",
-    "BUG kmalloc",
+    // The slab's: `BUG kmalloc-96 (Tainted: ...): ...`.
+    "BUG ",
     "KASAN",
     "WARNING:",
     "Oops",
@@ -24,6 +25,9 @@ const MARKS: [&str; 23] = [
     "unreferenced object",
     "ODEBUG",
     "refcount_t:",
+    "non-static key",
+    "nobody cared",
+    "page allocation failure",
     "panicked at",
 ];
 
@@ -83,6 +87,8 @@ mod tests {
             "BUG: sleeping function called from invalid context at kernel/locking/mutex.c:1",
             "INFO: task x:1 blocked for more than 120 seconds.",
             "unreferenced object 0xffff888001234567 (size 64):",
+            "BUG anon_inode_inode (Tainted: G O): Objects remaining on __kmem_cache_shutdown()",
+            "INFO: trying to register non-static key.",
             "ODEBUG: free active (active state 0) object: 1 object type: work_struct hint: x",
             "rust_kernel: panicked at src/main.rs:1:2:",
             "Oops: general protection fault, probably for non-canonical address",
