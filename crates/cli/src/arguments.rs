@@ -96,6 +96,13 @@ pub enum Command {
     /// Talk to enclaves over vsock
     #[command(subcommand)]
     Vsock(VsockCommand),
+    /// Run a client of the driver, unmodified, as if this machine had Nitro Enclaves
+    #[command(
+        after_help = "Examples:\n  nitroxide exec -- ./my-launcher hello.eif\n  nitroxide exec --fault start@1=-EIO -- ./my-launcher hello.eif\n\n\
+        The client and all that it starts see /dev/nitro_enclaves, its CPU pool, and huge pages that nobody had to reserve. Exit status: the client's; \
+        127 if it is not found, 126 if it cannot be run, 125 for failures of nitroxide itself."
+    )]
+    Exec(ExecArguments),
     /// Give a virtual machine a Nitro Enclaves device, so that it is a parent instance
     #[command(
         after_help = "Examples:\n  nitroxide device --socket ne.sock\n  nitroxide device --socket ne.sock --max-enclaves 1 --fault start@1=-EIO\n\n\
@@ -369,6 +376,29 @@ pub enum VsockCommand {
         #[arg(long)]
         keep: bool,
     },
+}
+
+/// `exec`.
+#[derive(Debug, Args)]
+pub struct ExecArguments {
+    /// The client and its arguments
+    #[arg(last = true, required = true, value_name = "CLIENT")]
+    pub client: Vec<OsString>,
+    /// How many pieces of memory an enclave may have [default: 4096]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_regions: Option<u32>,
+    /// How many enclaves there may be at a time [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_enclaves: Option<u32>,
+    /// Commands of the driver that go wrong on purpose, e.g. start@1=-EIO or stop=delay:5s (docs/device.md, "Faults")
+    #[arg(long, value_name = "RULES", default_value = "", hide_default_value = true)]
+    pub fault: String,
+    /// The parent that the client sees.
+    #[command(flatten)]
+    pub parent: ParentArguments,
+    /// How an enclave's virtual machine is run.
+    #[command(flatten)]
+    pub launch: LocalArguments,
 }
 
 /// `device`.

@@ -89,16 +89,7 @@ impl Device {
     }
 
     fn open_local(options: &LocalOptions) -> Result<Self, OpenError> {
-        let world = world_of(options)?;
-        let memory = Arc::new(LocalMemory::default());
-        let parent = Arc::clone(&memory) as Arc<dyn ParentMemory>;
-        let launcher = Arc::new(ProcessLauncher::new(world.clone(), parent, options.launch.clone()));
-        let knows = Arc::clone(&launcher);
-        let explain: Explain = Box::new(move |slot_uid| {
-            let refusal = slot_uid.map_or_else(|| knows.reservation_refusal(), |slot_uid| knows.refusal(slot_uid.0))?;
-            Some((refusal.errno, refusal.message))
-        });
-        let home = Home::new(options, world, memory, Arc::clone(&launcher) as Arc<dyn Launcher>, explain)?;
+        let (home, launcher) = open_local(options)?;
         Ok(Self { path: Kind::Local(LocalDevice { home: Arc::new(home), launcher: Some(launcher) }) })
     }
 
@@ -113,10 +104,7 @@ impl Device {
         options: &LocalOptions,
         make_launcher: impl FnOnce(Arc<LocalMemory>) -> Arc<dyn Launcher>,
     ) -> Result<Self, OpenError> {
-        let world = world_of(options)?;
-        let memory = Arc::new(LocalMemory::default());
-        let launcher = make_launcher(Arc::clone(&memory));
-        let home = Home::new(options, world, memory, launcher, Box::new(|_| None))?;
+        let home = local_with(options, make_launcher)?;
         Ok(Self { path: Kind::Local(LocalDevice { home: Arc::new(home), launcher: None }) })
     }
 
@@ -205,6 +193,32 @@ impl Device {
         };
         Ok(Enclave { path })
     }
+}
+
+/// A home with the usual launcher.
+pub(crate) fn open_local(options: &LocalOptions) -> Result<(Home, Arc<ProcessLauncher>), OpenError> {
+    let world = world_of(options)?;
+    let memory = Arc::new(LocalMemory::default());
+    let parent = Arc::clone(&memory) as Arc<dyn ParentMemory>;
+    let launcher = Arc::new(ProcessLauncher::new(world.clone(), parent, options.launch.clone()));
+    let knows = Arc::clone(&launcher);
+    let explain: Explain = Box::new(move |slot_uid| {
+        let refusal = slot_uid.map_or_else(|| knows.reservation_refusal(), |slot_uid| knows.refusal(slot_uid.0))?;
+        Some((refusal.errno, refusal.message))
+    });
+    let home = Home::new(options, world, memory, Arc::clone(&launcher) as Arc<dyn Launcher>, explain)?;
+    Ok((home, launcher))
+}
+
+/// A home with another launcher.
+pub(crate) fn local_with(
+    options: &LocalOptions,
+    make_launcher: impl FnOnce(Arc<LocalMemory>) -> Arc<dyn Launcher>,
+) -> Result<Home, OpenError> {
+    let world = world_of(options)?;
+    let memory = Arc::new(LocalMemory::default());
+    let launcher = make_launcher(Arc::clone(&memory));
+    Home::new(options, world, memory, launcher, Box::new(|_| None))
 }
 
 fn world_of(options: &LocalOptions) -> Result<World, OpenError> {

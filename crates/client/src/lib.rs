@@ -35,13 +35,15 @@ mod host;
 mod image;
 mod local;
 mod options;
+mod served;
 
 pub use device::{Device, DeviceKind, Enclave, Memory};
 pub use error::{
     AddMemoryError, AddVcpuError, AllocateError, Call, CreateError, ImageLoadInfoError, OpenError, Refused, StartError, WriteImageError,
 };
-pub use local::memory::LocalMemory;
+pub use local::memory::{DonatedPages, LocalMemory};
 pub use options::{DeviceChoice, LocalOptions, Topology};
+pub use served::{ServedDevice, ServedEnclave, ServedMemory};
 
 /// The examples of `docs/client.md`, so that they are compiled.
 #[cfg(doctest)]

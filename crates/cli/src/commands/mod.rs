@@ -5,6 +5,7 @@ pub mod describe_eif;
 pub mod describe_enclaves;
 pub mod device;
 pub mod doctor;
+pub mod exec;
 pub mod explain;
 pub mod generate;
 pub mod pcr;

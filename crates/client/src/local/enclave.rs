@@ -4,9 +4,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use nitroxide_abi::ioctl::{EnclaveStartInfo, UserMemoryRegion};
+use nitroxide_abi::ioctl::{self, EnclaveStartInfo, UserMemoryRegion};
 use nitroxide_abi::{Cid, Code, CpuId, SlotUid};
-use nitroxide_driver::{DeviceError, EventOutcome, Region, Slot, Summary};
+use nitroxide_driver::extension::Home as Facts;
+use nitroxide_driver::{Client, DeviceError, EventOutcome, Region, Slot, Summary, call};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::link::Link;
@@ -29,6 +30,8 @@ pub(crate) struct Enclave {
 pub(crate) struct Shared {
     slot_uid: SlotUid,
     guarded: Mutex<Guarded>,
+    /// A copy for those who must not wait for a call.
+    seen: Mutex<Summary>,
     /// Was there an event that nobody has looked at yet?
     event_pending: AtomicBool,
 }
@@ -53,6 +56,7 @@ impl Enclave {
         let core = Core::new(&slot, regions, &mut link);
         let shared = Arc::new(Shared {
             slot_uid: slot.uid(),
+            seen: Mutex::new(core.summary()),
             guarded: Mutex::new(Guarded { core, alive: Some(alive) }),
             event_pending: AtomicBool::new(false),
         });
@@ -71,6 +75,32 @@ impl Enclave {
     pub(crate) fn summary(&self) -> Summary {
         // As after every call: an event that came while this held the lock was left to us.
         self.act(|core, _| core.summary())
+    }
+
+    /// As it was after the last call or event that is over: waits for none.
+    pub(crate) fn seen(&self) -> Summary {
+        *lock(&self.shared.seen)
+    }
+
+    /// One command on its descriptor, made by another program.
+    pub(crate) fn call(
+        &self,
+        client: &mut impl Client<Pages = DonatedPages>,
+        facts: &Facts,
+        word: u32,
+        argument: u64,
+    ) -> Result<u32, Code> {
+        let inner = &self.home.inner;
+        if !call::enclave_call_needs_lock(word) {
+            return call::enclave_look(&self.seen(), &inner.machine, client, facts, word, argument);
+        }
+        if word == ioctl::ADD_VCPU {
+            inner.machine.look_for_foreign_cpus();
+        }
+        let result = self.act(|core, link| call::enclave_call(core, &inner.machine, link, client, word, argument));
+        // The driver core only heard "no" and says that the CPU is somebody's; it is not.
+        let is_untrue = word == ioctl::ADD_VCPU && result.is_err() && inner.machine.cpu_trouble().is_some();
+        if is_untrue { Err(Code::EIO) } else { result }
     }
 
     pub(crate) fn home(&self) -> &Arc<Home> {
@@ -155,8 +185,16 @@ impl Shared {
     fn with<T>(&self, act: impl FnOnce(&mut Core) -> T) -> T {
         let mut guarded = self.lock();
         let result = act(&mut guarded.core);
-        guarded.publish();
+        self.publish(&mut guarded);
         result
+    }
+
+    /// Lets pollers and those who look know.
+    fn publish(&self, guarded: &mut Guarded) {
+        *lock(&self.seen) = guarded.core.summary();
+        if guarded.core.hung_up() {
+            guarded.alive = None;
+        }
     }
 
     /// The device has raised an event. Says whether the state could not be found out, so that one should ask again.
@@ -177,7 +215,7 @@ impl Shared {
             };
             self.event_pending.store(false, Ordering::SeqCst);
             unknown = guarded.core.device_event(&mut Link(inner)) == EventOutcome::Unknown;
-            guarded.publish();
+            self.publish(&mut guarded);
         }
         unknown
     }
@@ -186,7 +224,9 @@ impl Shared {
     pub(crate) fn release(&self, inner: &Inner) -> Result<(), DeviceError> {
         let mut guarded = self.lock();
         guarded.alive = None;
-        guarded.core.release(&inner.machine, &mut Link(inner))
+        let result = guarded.core.release(&inner.machine, &mut Link(inner));
+        self.publish(&mut guarded);
+        result
     }
 
     /// The device was reset: gives back what it had.
@@ -196,15 +236,6 @@ impl Shared {
         // It sends nothing to a device that is gone, so it cannot fail.
         let _: Result<(), DeviceError> = guarded.core.release(&inner.machine, &mut Link(inner));
         guarded.alive = None;
-    }
-}
-
-impl Guarded {
-    /// Lets pollers know.
-    fn publish(&mut self) {
-        if self.core.hung_up() {
-            self.alive = None;
-        }
     }
 }
 

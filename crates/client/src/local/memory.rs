@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use super::lock;
 use crate::image::split;
+use crate::served::ServedMemory;
 
 /// Where made-up addresses begin: 4 GiB, where nothing can be mistaken for a small number.
 const FIRST_GPA: u64 = 4 << 30;
@@ -170,11 +171,20 @@ fn write_all_at(file: &OwnedFd, mut offset: u64, mut bytes: &[u8]) -> io::Result
 
 /// Pieces that the driver core holds for an enclave. To it each is one huge page, however large.
 #[derive(Debug, Default)]
-pub(crate) struct DonatedPages {
+pub struct DonatedPages {
     pieces: Vec<Piece>,
 }
 
 impl DonatedPages {
+    /// Adds memory as one page, however large it is.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM if it is none.
+    pub fn donate(&mut self, memory: ServedMemory) -> Result<Page, Code> {
+        memory.0.into_pieces().into_iter().map(|piece| self.add(piece)).last().ok_or(Code::ENOMEM)
+    }
+
     pub(crate) fn add(&mut self, piece: Piece) -> Page {
         let page = page(&piece);
         self.pieces.push(piece);

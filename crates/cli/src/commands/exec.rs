@@ -1,0 +1,90 @@
+//! `exec`: runs an unmodified client of the driver as if this machine were an instance with Nitro Enclaves (docs/user-home.md).
+//!
+//! It ends as the client does: with its exit status, or by the signal that killed it. Failures of its own have a shell's: 127 for a program that is not found,
+//! 126 for one that cannot be run, 125 for everything else.
+
+use std::process::ExitCode;
+
+use nitroxide_client::{LocalOptions, ServedDevice};
+use nitroxide_device::{Faults, Limits};
+use nitroxide_enclave::LaunchOptions;
+use nitroxide_user_home::{Execution, RunError, become_program, is_supervised};
+
+use crate::{
+    arguments::{EngineKind, ExecArguments},
+    codes::ErrorCode,
+    failure::{self, Failure},
+    launch,
+};
+
+/// Of failures that are neither the client's nor a shell's.
+const OWN_FAILURE: u8 = 125;
+
+/// Runs the client.
+pub fn run(arguments: ExecArguments) -> Result<ExitCode, Failure> {
+    let options = local_options(&arguments)?;
+    let mut words = arguments.client.clone().into_iter();
+    // The parser does not let an empty command pass.
+    let program = words.next().unwrap_or_default();
+    let execution = Execution { program, arguments: words.collect(), environment: Vec::new() };
+    if is_supervised() {
+        if has_options(&arguments) {
+            return Err(Failure::new(ErrorCode::CONFLICTING_ARGUMENTS, "This exec runs inside another one, whose device its client gets: it cannot have options of its own")
+                .help("Give the options to the outer exec, or leave them out."));
+        }
+        return Ok(complain(become_program(&execution)));
+    }
+    let ended = nitroxide_user_home::run(&execution, || ServedDevice::open(&options).map_err(|error| whole_text(&error)));
+    match ended {
+        Ok(ended) => Ok(ExitCode::from(ended.relay())),
+        Err(error) => Ok(complain(error)),
+    }
+}
+
+fn whole_text(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |error| error.source()).fold(error.to_string(), |text, source| format!("{text}: {source}"))
+}
+
+/// Says why there is no client (any more), and gives the status that a shell would.
+fn complain(error: RunError) -> ExitCode {
+    let (code, status) = match &error {
+        RunError::Program(program) => (ErrorCode::SPAWN, program.exit_status()),
+        _ => (ErrorCode::SPAWN, OWN_FAILURE),
+    };
+    failure::report(Failure::new(code, "The client cannot be run").because(error));
+    ExitCode::from(status)
+}
+
+fn local_options(arguments: &ExecArguments) -> Result<LocalOptions, Failure> {
+    let faults: Faults =
+        arguments.fault.parse().map_err(|error| Failure::new(ErrorCode::INVALID_ARGUMENT, "--fault is not understood").because(error))?;
+    let topology = arguments.parent.topology.unwrap_or_default();
+    let default = Limits::default();
+    let mut launch = LaunchOptions::new("enclave");
+    launch.engine = launch::engine_choice(arguments.launch.engine);
+    launch.accelerator = launch::accelerator(arguments.launch.engine);
+    launch.discovery = launch::discovery(arguments.launch.virtio_discovery);
+    Ok(LocalOptions {
+        topology,
+        pool: arguments.parent.pool.clone().unwrap_or_else(|| format!("{}-{}", topology.threads, topology.cpus.saturating_sub(1))),
+        faults,
+        limits: Limits {
+            max_slots: arguments.max_enclaves.unwrap_or(default.max_slots),
+            max_regions: arguments.max_regions.unwrap_or(default.max_regions),
+            ..default
+        },
+        launch,
+        ..LocalOptions::default()
+    })
+}
+
+/// Was anything said about the device? An engine from the environment was not said here.
+fn has_options(arguments: &ExecArguments) -> bool {
+    let engine_is_said = arguments.launch.engine != EngineKind::default() && std::env::var_os("NITROXIDE_ENGINE").is_none();
+    arguments.parent.topology.is_some()
+        || arguments.parent.pool.is_some()
+        || arguments.max_regions.is_some()
+        || arguments.max_enclaves.is_some()
+        || !arguments.fault.is_empty()
+        || engine_is_said
+}

@@ -1,0 +1,262 @@
+//! Memory that a client gives away: is it there, is it of huge pages, and a copy of what is in it ([`take`]).
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt as _;
+
+use nitroxide_abi::Code;
+use nitroxide_abi::limits::GRANULE;
+use nitroxide_client::{ServedDevice, ServedMemory};
+use rustix::fs::{SeekFrom, seek};
+
+use crate::caller::Caller;
+use crate::handed::Identity;
+use crate::huge::HugePages;
+use crate::sys;
+
+const PAGE: u64 = 4096;
+/// How much is copied at a time, in bytes.
+const PIECE: usize = 1 << 20;
+/// In an entry of `/proc/PID/pagemap`: the page is in memory, or in swap.
+const THERE: u64 = 0b11 << 62;
+
+/// One mapping of a process, as `/proc/PID/maps` has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mapping {
+    start: u64,
+    end: u64,
+    is_writable: bool,
+    /// Where in its file it begins, in bytes.
+    offset: u64,
+    /// Its file; major, minor and inode are 0 where there is none.
+    file: (u32, u32, u64),
+    name: String,
+}
+
+impl Mapping {
+    fn parse(line: &str) -> Option<Self> {
+        let mut parts = line.splitn(6, ' ');
+        let (start, end) = parts.next()?.split_once('-')?;
+        let rights = parts.next()?;
+        let offset = parts.next()?;
+        let (major, minor) = parts.next()?.split_once(':')?;
+        let inode = parts.next()?;
+        Some(Self {
+            start: u64::from_str_radix(start, 16).ok()?,
+            end: u64::from_str_radix(end, 16).ok()?,
+            is_writable: rights.as_bytes().get(1) == Some(&b'w'),
+            offset: u64::from_str_radix(offset, 16).ok()?,
+            file: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?, inode.parse().ok()?),
+            name: parts.next().unwrap_or_default().trim_start().to_owned(),
+        })
+    }
+
+    fn identity(&self) -> Identity {
+        (libc::makedev(self.file.0, self.file.1), self.file.2)
+    }
+
+    /// What the kernel itself calls huge pages.
+    fn is_really_huge(&self) -> bool {
+        self.name.starts_with("/anon_hugepage")
+    }
+
+    fn is_anonymous(&self) -> bool {
+        self.file.2 == 0 || self.name.starts_with("/dev/zero")
+    }
+}
+
+/// Checks a region page by page, as the driver's pinning does, and copies it.
+///
+/// # Errors
+///
+/// EFAULT if a page is not there or cannot be written, 263 if it is not a huge one, ENOMEM.
+pub(crate) fn take(caller: &Caller<'_>, huge: &HugePages, device: &ServedDevice, start: u64, size: u64) -> Result<ServedMemory, Code> {
+    let end = start.checked_add(size).ok_or(Code::EFAULT)?;
+    let process = caller.process().map_err(|_| Code::EFAULT)?;
+    let mappings = mappings(caller.thread, start, end).map_err(|_| Code::EFAULT)?;
+    check(&mappings, start, end, |mapping, start, end| {
+        mapping.is_really_huge()
+            || (mapping.is_anonymous() && huge.has(process, start, end))
+            || (mapping.file.2 != 0 && huge.file(mapping.identity()).is_some())
+    })?;
+    let mut memory = device.memory(size).map_err(|_| Code::ENOMEM)?;
+    for mapping in &mappings {
+        let range = (mapping.start.max(start), mapping.end.min(end));
+        copy(caller, huge, mapping, range, start, &mut memory)?;
+    }
+    if caller.is_waiting() { Ok(memory) } else { Err(Code::EFAULT) }
+}
+
+/// The mappings that touch a range, ascending.
+fn mappings(thread: i32, start: u64, end: u64) -> io::Result<Vec<Mapping>> {
+    let mut found = Vec::new();
+    for line in BufReader::new(File::open(format!("/proc/{thread}/maps"))?).lines() {
+        let Some(mapping) = Mapping::parse(&line?) else { continue };
+        if mapping.start >= end {
+            break;
+        }
+        if mapping.end > start {
+            found.push(mapping);
+        }
+    }
+    Ok(found)
+}
+
+/// The first page that will not do decides. `is_huge` is asked for the part of a mapping within the range.
+fn check(mappings: &[Mapping], start: u64, end: u64, is_huge: impl Fn(&Mapping, u64, u64) -> bool) -> Result<(), Code> {
+    let mut at = start;
+    for mapping in mappings {
+        if mapping.start > at {
+            break;
+        }
+        if !mapping.is_writable {
+            return Err(Code::EFAULT);
+        }
+        // Down to the page that it ends in: a huge page is judged by its beginning.
+        let until = mapping.end.min(end);
+        if !is_huge(mapping, at, until) {
+            return Err(Code::MEM_NOT_HUGE_PAGE);
+        }
+        at = until;
+    }
+    if at >= end { Ok(()) } else { Err(Code::EFAULT) }
+}
+
+/// Copies what there is of a part of a mapping.
+fn copy(
+    caller: &Caller<'_>,
+    huge: &HugePages,
+    mapping: &Mapping,
+    (from, to): (u64, u64),
+    start: u64,
+    memory: &mut ServedMemory,
+) -> Result<(), Code> {
+    let kept = if mapping.file.2 == 0 { None } else { huge.file(mapping.identity()) };
+    let pieces = match &kept {
+        // A page that the client has not looked at may have content all the same.
+        Some(file) => pieces_of_file(file.as_fd(), mapping, from, to),
+        None if mapping.is_really_huge() || mapping.file.2 != 0 => Ok(vec![(from, to)]),
+        None => pieces_of_memory(caller.thread, from, to),
+    }
+    .map_err(|_| Code::EFAULT)?;
+    let mut bytes = vec![0; PIECE];
+    for (from, to) in pieces {
+        let mut at = from;
+        while at < to {
+            let wanted = usize::try_from(to - at).unwrap_or(PIECE).min(PIECE);
+            let part = bytes.get_mut(..wanted).ok_or(Code::ENOMEM)?;
+            let count = sys::read_memory(caller.thread, at, part).map_err(|_| Code::EFAULT)?;
+            if count != wanted {
+                return Err(Code::EFAULT);
+            }
+            if part.iter().any(|byte| *byte != 0) {
+                memory.write_at(at - start, part).map_err(|_| Code::ENOMEM)?;
+            }
+            at = at.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+        }
+    }
+    Ok(())
+}
+
+/// The parts of private memory that have ever been touched.
+fn pieces_of_memory(thread: i32, from: u64, to: u64) -> io::Result<Vec<(u64, u64)>> {
+    let pagemap = File::open(format!("/proc/{thread}/pagemap"))?;
+    let mut pieces = Vec::new();
+    let mut at = from;
+    while at < to {
+        // The entries of one huge page at a time.
+        let end = to.min(at.saturating_add(GRANULE));
+        let count = usize::try_from((end - at) / PAGE).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut bytes = vec![0; count.saturating_mul(8)];
+        pagemap.read_exact_at(&mut bytes, at / PAGE * 8)?;
+        let entries = bytes.chunks_exact(8).map(|entry| u64::from_le_bytes(entry.try_into().unwrap_or_default()));
+        let mut page = at;
+        for entry in entries {
+            let next = page.saturating_add(PAGE);
+            if entry & THERE != 0 {
+                join(&mut pieces, page, next);
+            }
+            page = next;
+        }
+        at = end;
+    }
+    Ok(pieces)
+}
+
+/// The parts of a mapped file that are no holes.
+fn pieces_of_file(file: std::os::fd::BorrowedFd<'_>, mapping: &Mapping, from: u64, to: u64) -> io::Result<Vec<(u64, u64)>> {
+    let in_file = |address: u64| mapping.offset.saturating_add(address - mapping.start);
+    let in_memory = |offset: u64| mapping.start.saturating_add(offset.saturating_sub(mapping.offset));
+    let mut pieces = Vec::new();
+    let mut at = from;
+    while at < to {
+        let data = match seek(file, SeekFrom::Data(in_file(at))) {
+            Ok(offset) => in_memory(offset),
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(errno) => return Err(errno.into()),
+        };
+        if data >= to {
+            break;
+        }
+        let hole = in_memory(seek(file, SeekFrom::Hole(in_file(data)))?).min(to);
+        join(&mut pieces, data, hole);
+        at = hole.max(data.saturating_add(PAGE));
+    }
+    Ok(pieces)
+}
+
+fn join(pieces: &mut Vec<(u64, u64)>, from: u64, to: u64) {
+    match pieces.last_mut() {
+        Some((_, end)) if *end == from => *end = to,
+        _ => pieces.push((from, to)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn mapping(start: u64, end: u64, rights: &str) -> Mapping {
+        Mapping::parse(&format!("{:x}-{:x} {rights} 00000000 00:00 0", start * MIB, end * MIB)).unwrap()
+    }
+
+    fn judge(mappings: &[Mapping], start: u64, end: u64) -> Result<(), Code> {
+        check(mappings, start * MIB, end * MIB, |mapping, _, _| mapping.start < 100 * MIB)
+    }
+
+    #[test]
+    fn lines_of_maps_are_understood() {
+        let line = "200000000000-200010000000 rw-s 00200000 00:01 4711                           /memfd:memory-backend memfd (deleted)";
+        let mapping = Mapping::parse(line).unwrap();
+        assert_eq!((mapping.start, mapping.end, mapping.offset), (0x2000_0000_0000, 0x2000_1000_0000, 2 * MIB));
+        assert_eq!((mapping.is_writable, mapping.identity()), (true, (libc::makedev(0, 1), 4711)));
+        assert_eq!(mapping.name, "/memfd:memory-backend memfd (deleted)");
+        assert_eq!(Mapping::parse("7f0000000000-7f0000001000 r--p 00000000 00:00 0 ").unwrap().name, "");
+        assert_eq!(Mapping::parse("no mapping"), None);
+    }
+
+    #[test]
+    fn first_page_that_will_not_do_decides() {
+        let (good, other, read_only) = (mapping(2, 10, "rw-p"), mapping(10, 200, "rw-p"), mapping(10, 12, "r--p"));
+        let foreign = mapping(100, 200, "rw-p");
+        assert_eq!(judge(std::slice::from_ref(&good), 2, 10), Ok(()));
+        assert_eq!(judge(&[good.clone(), other], 2, 20), Ok(()));
+        assert_eq!(judge(std::slice::from_ref(&good), 2, 12), Err(Code::EFAULT), "a gap at the end");
+        assert_eq!(judge(&[], 2, 4), Err(Code::EFAULT), "nothing");
+        assert_eq!(judge(&[good.clone(), read_only], 2, 12), Err(Code::EFAULT), "not writable");
+        assert_eq!(judge(&[good, foreign.clone()], 2, 102), Err(Code::EFAULT), "a gap before what is not huge");
+        assert_eq!(judge(&[foreign], 100, 102), Err(Code::MEM_NOT_HUGE_PAGE));
+    }
+
+    #[test]
+    fn only_touched_pages_of_our_own_memory_are_pieces() {
+        // Of whatever this process has at the stack, the page of a local is there.
+        let local = 7_u8;
+        let address = std::ptr::from_ref(&local).expose_provenance() as u64 / PAGE * PAGE;
+        let thread = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(pieces_of_memory(thread, address, address + PAGE).unwrap(), [(address, address + PAGE)]);
+    }
+}

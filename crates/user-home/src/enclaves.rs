@@ -1,0 +1,175 @@
+//! The enclaves of all clients: [`Enclaves`]. An enclave lives as long as somebody has its descriptor, the read end of a pipe that hangs up when it has ended.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use nitroxide_abi::extension::{self, backend, home, isolation};
+use nitroxide_abi::{Code, SlotUid, ioctl};
+use nitroxide_client::{DonatedPages, ServedDevice, ServedEnclave};
+use nitroxide_driver::extension::{Home as Facts, Listed, bit, list};
+use nitroxide_driver::{Client, Page, call};
+use rustix::fs::OFlags;
+
+use crate::answer::Answer;
+use crate::caller::{Caller, Owner};
+use crate::handed::{Handed, Identity, Watch, is_closed};
+use crate::huge::HugePages;
+use crate::{donation, lock};
+
+/// What NE_QUERY says of this home.
+const FACTS: Facts = Facts {
+    home: home::SUPERVISOR,
+    backend: backend::UNKNOWN,
+    isolation: isolation::NONE,
+    errata: bit(1) | bit(4) | bit(6) | bit(7) | bit(8) | bit(9) | bit(17) | bit(18) | bit(19),
+    features: 0,
+};
+
+/// One more than the highest address a program can have: x86-64 and aarch64 with four levels of page tables.
+const END_OF_USER_SPACE: u64 = 0x7FFF_FFFF_F000;
+/// The largest region, as in the kernel's homes: 1 TiB.
+const LARGEST_REGION: u64 = 1 << 40;
+
+/// The device and what is open on it.
+#[derive(Debug)]
+pub(crate) struct Enclaves {
+    device: ServedDevice,
+    open: Mutex<HashMap<Identity, Arc<Open>>>,
+    /// Held while closed ones are released, so that who needs what they had can wait for it.
+    closing: Mutex<()>,
+}
+
+/// An enclave that somebody has a descriptor of.
+#[derive(Debug)]
+pub(crate) struct Open {
+    enclave: ServedEnclave,
+    owner: Owner,
+    user: u32,
+}
+
+impl Enclaves {
+    pub(crate) fn new(device: ServedDevice) -> Self {
+        Self { device, open: Mutex::default(), closing: Mutex::default() }
+    }
+
+    /// The device.
+    pub(crate) fn device(&self) -> &ServedDevice {
+        &self.device
+    }
+
+    /// The enclave behind a file.
+    pub(crate) fn get(&self, file: Identity) -> Option<Arc<Open>> {
+        lock(&self.open).get(&file).cloned()
+    }
+
+    /// Releases those that nobody has any more. When this returns, their memory and CPUs are free, as after close() of a driver in the kernel.
+    pub(crate) fn settle(&self) {
+        let _closing = lock(&self.closing);
+        let is_gone = |open: &Open| is_closed(open.enclave.poll_fd());
+        let mut open = lock(&self.open);
+        let gone: Vec<_> = open.extract_if(|_, open| is_gone(open)).collect();
+        drop(open);
+        // Stops and frees it, unless a call is under way, which then does so.
+        drop(gone);
+    }
+
+    /// Is none open?
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.open).is_empty()
+    }
+
+    /// NE_CREATE_VM: the descriptor is the caller's only when its call is answered; until then everything can be taken back.
+    pub(crate) fn create(&self, caller: &Caller<'_>, huge: &HugePages, watch: &Watch, argument: u64) -> Answer {
+        self.settle();
+        let (Ok(owner), Ok(user)) = (Owner::of(caller), caller.user()) else { return Answer::Error(libc::EIO) };
+        let enclave = match self.device.create() {
+            Ok(enclave) => enclave,
+            Err(code) => return Answer::Error(code.number()),
+        };
+        let handed = watch.add(enclave.poll_fd()).and_then(|()| Handed::new(enclave.poll_fd(), OFlags::RDONLY));
+        let handed = match handed {
+            Ok(handed) => handed,
+            Err(error) => return error.into(),
+        };
+        let mut client = Calling { caller, owner: None, huge, device: &self.device, region_bytes: 0 };
+        if let Err(code) = call::create_vm(&mut client, enclave.slot_uid(), argument) {
+            return Answer::Error(code.number());
+        }
+        lock(&self.open).insert(handed.identity(), Arc::new(Open { enclave, owner, user }));
+        Answer::Handed(handed, true)
+    }
+
+    /// A command on the device that is no NE_CREATE_VM.
+    pub(crate) fn device_call(&self, caller: &Caller<'_>, huge: &HugePages, word: u32, argument: u64) -> Answer {
+        let mut client = Calling { caller, owner: None, huge, device: &self.device, region_bytes: 0 };
+        if word != extension::LIST {
+            return self.device.call(&mut client, &FACTS, word, argument).into();
+        }
+        let Ok(user) = caller.user() else { return Answer::Error(libc::EIO) };
+        list(&mut client, argument, |cursor| self.next_after(cursor, user)).into()
+    }
+
+    fn next_after(&self, cursor: SlotUid, user: u32) -> Option<Listed> {
+        let open = lock(&self.open);
+        let seen = open.values().filter(|open| user == 0 || open.user == user).map(|open| Listed {
+            summary: open.enclave.summary(),
+            owner_uid: open.user,
+            owner_pid: u32::try_from(open.owner.process()).unwrap_or(0),
+        });
+        seen.filter(|listed| listed.summary.slot > cursor).min_by_key(|listed| listed.summary.slot)
+    }
+
+    /// A command on an enclave.
+    pub(crate) fn enclave_call(&self, open: &Open, caller: &Caller<'_>, huge: &HugePages, word: u32, argument: u64) -> Answer {
+        if matches!(word, ioctl::ADD_VCPU | ioctl::SET_USER_MEMORY_REGION | ioctl::START_ENCLAVE) {
+            // What was closed before this call is free for it.
+            self.settle();
+        }
+        let mut client = Calling { caller, owner: Some(&open.owner), huge, device: &self.device, region_bytes: 0 };
+        open.enclave.call(&mut client, &FACTS, word, argument).into()
+    }
+}
+
+/// A caller as the driver core sees it.
+struct Calling<'a> {
+    caller: &'a Caller<'a>,
+    /// Who made the enclave; nobody for calls that have none.
+    owner: Option<&'a Owner>,
+    huge: &'a HugePages,
+    device: &'a ServedDevice,
+    /// Bytes of the region that is being given.
+    region_bytes: u64,
+}
+
+impl Client for Calling<'_> {
+    type Pages = DonatedPages;
+
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Code> {
+        self.caller.read(address, bytes)
+    }
+
+    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Code> {
+        self.caller.write(address, bytes)
+    }
+
+    fn is_owner(&self) -> bool {
+        self.owner.is_some_and(|owner| owner.is(self.caller))
+    }
+
+    fn is_user_range(&self, address: u64, size: u64) -> bool {
+        address.checked_add(size).is_some_and(|end| end <= END_OF_USER_SPACE)
+    }
+
+    fn begin_pages(&mut self, size: u64) -> Result<DonatedPages, Code> {
+        if size > LARGEST_REGION {
+            return Err(Code::ENOMEM);
+        }
+        self.region_bytes = size;
+        Ok(DonatedPages::default())
+    }
+
+    /// The memory is taken as one page of the size of the region: a copy has no pages of its own.
+    fn pin_next(&mut self, pages: &mut DonatedPages, address: u64) -> Result<Page, Code> {
+        pages.donate(donation::take(self.caller, self.huge, self.device, address, self.region_bytes)?)
+    }
+}
