@@ -18,11 +18,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let execution = Execution { program, arguments: words.collect(), environment: Vec::new() };
-    let result = if is_supervised() {
-        Err(become_program(&execution))
-    } else {
-        run(&execution, || open(world.as_ref()))
-    };
+    let result = if is_supervised() { Err(become_program(&execution)) } else { run(&execution, || open(world.as_ref())) };
     match result {
         Ok(ended) => ExitCode::from(ended.relay()),
         Err(error) => {
@@ -34,11 +30,7 @@ fn main() -> ExitCode {
 
 fn open(world: &Path) -> Result<ServedDevice, String> {
     let world = World::open(world).map_err(|error| error.to_string())?;
-    let options = LocalOptions {
-        world: Some(world),
-        topology: Topology { cpus: 6, threads: 2 },
-        pool: "2-5".to_owned(),
-        ..LocalOptions::default()
-    };
+    let options =
+        LocalOptions { world: Some(world), topology: Topology { cpus: 6, threads: 2 }, pool: "2-5".to_owned(), ..LocalOptions::default() };
     ServedDevice::with(&options, |_memory| Arc::new(NullLauncher::default())).map_err(|error| error.to_string())
 }

@@ -86,7 +86,8 @@ impl Enclaves {
             Ok(enclave) => enclave,
             Err(code) => return Answer::Error(code.number()),
         };
-        let handed = watch.add(enclave.poll_fd()).and_then(|()| Handed::new(enclave.poll_fd(), OFlags::RDONLY));
+        // Not blocking: a read is an error in the driver, and must never be a wait here.
+        let handed = watch.add(enclave.poll_fd()).and_then(|()| Handed::new(enclave.poll_fd(), OFlags::RDONLY | OFlags::NONBLOCK));
         let handed = match handed {
             Ok(handed) => handed,
             Err(error) => return error.into(),

@@ -110,6 +110,12 @@ const PATHS: &[Rule] = &[
     Rule { call: libc::SYS_openat2, any: &[When::Always] },
     Rule { call: libc::SYS_faccessat, any: &[When::Always] },
     Rule { call: libc::SYS_faccessat2, any: &[When::Always] },
+    Rule { call: libc::SYS_readlinkat, any: &[When::Always] },
+    // `ls -l` asks for them.
+    Rule { call: libc::SYS_getxattr, any: &[When::Always] },
+    Rule { call: libc::SYS_lgetxattr, any: &[When::Always] },
+    Rule { call: libc::SYS_listxattr, any: &[When::Always] },
+    Rule { call: libc::SYS_llistxattr, any: &[When::Always] },
     // With AT_EMPTY_PATH it is nearly always fstat(), on a descriptor.
     Rule { call: libc::SYS_newfstatat, any: &[low(3, bits(libc::AT_EMPTY_PATH), 0)] },
     Rule { call: libc::SYS_statx, any: &[low(2, bits(libc::AT_EMPTY_PATH), 0)] },
@@ -123,6 +129,7 @@ const OLD_PATHS: &[Rule] = &[
     Rule { call: libc::SYS_stat, any: &[When::Always] },
     Rule { call: libc::SYS_lstat, any: &[When::Always] },
     Rule { call: libc::SYS_access, any: &[When::Always] },
+    Rule { call: libc::SYS_readlink, any: &[When::Always] },
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD_PATHS: &[Rule] = &[];

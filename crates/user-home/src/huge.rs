@@ -64,6 +64,12 @@ fn check_size(flags: u32) -> Result<(), i32> {
     }
 }
 
+/// How many huge pages clients are told of: all memory, since they take ordinary pages, and those only once they are touched.
+pub(crate) fn pages() -> u64 {
+    let system = rustix::system::sysinfo();
+    system.totalram.saturating_mul(system.mem_unit.into()) / GRANULE
+}
+
 fn round_up(bytes: u64) -> Option<u64> {
     bytes.checked_next_multiple_of(GRANULE).filter(|rounded| *rounded > 0)
 }

@@ -13,10 +13,19 @@ pub(crate) enum Shown {
     Device,
     /// The CPU pool, read only.
     Pool,
+    /// How many huge pages nobody has: clients look before they map.
+    FreePages,
+    /// How many there are.
+    AllPages,
 }
 
-const DEVICE: &[u8] = b"/dev/nitro_enclaves";
-const POOL: &[u8] = b"/sys/module/nitro_enclaves/parameters/ne_cpus";
+/// Where they are.
+const FILES: [(&[u8], Shown); 4] = [
+    (b"/dev/nitro_enclaves", Shown::Device),
+    (b"/sys/module/nitro_enclaves/parameters/ne_cpus", Shown::Pool),
+    (b"/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", Shown::FreePages),
+    (b"/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", Shown::AllPages),
+];
 
 /// Major and minor number of the device: a miscellaneous device, with the minor that container tools give its node.
 const DEVICE_NUMBER: (u32, u32) = (10, 122);
@@ -67,16 +76,12 @@ impl Shown {
 
     /// The same for a path that was read; `base` is asked only if its last part fits and it does not begin at the root.
     fn of_path(path: &[u8], base: impl FnOnce() -> Option<Vec<u8>>) -> Option<Self> {
-        if ![DEVICE, POOL].iter().any(|ours| last_part(ours) == last_part(path)) {
+        if !FILES.iter().any(|(ours, _)| last_part(ours) == last_part(path)) {
             return None;
         }
         let whole = if path.starts_with(b"/") { path.to_vec() } else { [base()?.as_slice(), b"/", path].concat() };
         let whole = normal(&whole);
-        match whole.as_slice() {
-            DEVICE => Some(Self::Device),
-            POOL => Some(Self::Pool),
-            _ => None,
-        }
+        FILES.iter().find(|(ours, _)| *ours == whole.as_slice()).map(|(_, shown)| *shown)
     }
 
     /// Whether the caller may open it so: the errno if not. `flags` are open's.
@@ -91,7 +96,7 @@ impl Shown {
         }
         // The pool is set by the options of `exec`: a client's write could not be told that it is wrong.
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || is_set(libc::O_TRUNC);
-        if self == Self::Pool && writes && !is_set(libc::O_PATH) { Err(libc::EACCES) } else { Ok(()) }
+        if self != Self::Device && writes && !is_set(libc::O_PATH) { Err(libc::EACCES) } else { Ok(()) }
     }
 
     /// What access() answers: the errno if not 0.
@@ -101,7 +106,7 @@ impl Shown {
         match mode {
             8.. => Err(libc::EINVAL),
             mode if mode & EXECUTE != 0 => Err(libc::EACCES),
-            mode if mode & WRITE != 0 && self == Self::Pool => Err(libc::EACCES),
+            mode if mode & WRITE != 0 && self != Self::Device => Err(libc::EACCES),
             _ => Ok(()),
         }
     }
@@ -109,13 +114,14 @@ impl Shown {
     fn mode(self) -> u32 {
         match self {
             Self::Device => libc::S_IFCHR | 0o666,
-            Self::Pool => libc::S_IFREG | 0o644,
+            Self::Pool | Self::AllPages => libc::S_IFREG | 0o644,
+            Self::FreePages => libc::S_IFREG | 0o444,
         }
     }
 
     /// sysfs says a page, whatever is in the file.
     fn size(self) -> u64 {
-        if self == Self::Pool { 4096 } else { 0 }
+        if self == Self::Device { 0 } else { 4096 }
     }
 
     /// A number of the file in its file system: one that no other file there is likely to have.
@@ -123,6 +129,8 @@ impl Shown {
         match self {
             Self::Device => 0x6E65_0001,
             Self::Pool => 0x6E65_0002,
+            Self::FreePages => 0x6E65_0003,
+            Self::AllPages => 0x6E65_0004,
         }
     }
 
@@ -130,7 +138,7 @@ impl Shown {
     pub(crate) fn directory(self) -> &'static str {
         match self {
             Self::Device => "/dev",
-            Self::Pool => "/sys",
+            _ => "/sys",
         }
     }
 

@@ -64,7 +64,8 @@ impl Program {
 fn check(path: &Path) -> Result<(), ProgramError> {
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        // A folder that may not be searched has nothing for us, as far as a shell is concerned.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied) => {
             return Err(ProgramError::NotFound(path.to_owned()));
         }
         Err(error) => return Err(ProgramError::NotExecutable(path.to_owned(), error)),

@@ -17,10 +17,14 @@ use crate::answer::Answer;
 use crate::caller::Caller;
 use crate::enclaves::Enclaves;
 use crate::handed::{Identity, Watch, identity, reopen};
-use crate::huge::HugePages;
+use crate::huge::{self, HugePages};
 use crate::paths::{Around, Base, Shown, low, low_signed};
 use crate::sys::{self, Notification};
 use crate::workers::Workers;
+
+/// What clients have open as the device: a character device to which poll, lseek and mmap do what they do to the driver's, and whose own commands are none.
+/// So a descriptor of it that a client has for its own sake takes the driver's commands, too; nobody sends them there.
+const STAND_IN: &str = "/dev/null";
 
 /// Everything that clients of one `exec` share.
 #[derive(Debug)]
@@ -40,7 +44,7 @@ impl Supervisor {
     ///
     /// EMFILE and the like.
     pub(crate) fn new(listener: OwnedFd, device: ServedDevice) -> io::Result<Self> {
-        let device_file = sealed_file("nitro_enclaves", &[], Mode::from_raw_mode(0o666))?;
+        let device_file = rustix::fs::open(STAND_IN, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self {
             listener,
             enclaves: Enclaves::new(device),
@@ -97,6 +101,9 @@ impl Supervisor {
             libc::SYS_openat => self.open(&caller, at, second, third),
             libc::SYS_openat2 => self.open2(&caller, at, second, third),
             libc::SYS_faccessat | libc::SYS_faccessat2 => access(&caller, at, second, third),
+            libc::SYS_readlinkat => constant(&caller, at, second, Answer::Error(libc::EINVAL)),
+            libc::SYS_getxattr | libc::SYS_lgetxattr => constant(&caller, Base::WorkingDirectory, first, Answer::Error(libc::ENODATA)),
+            libc::SYS_listxattr | libc::SYS_llistxattr => constant(&caller, Base::WorkingDirectory, first, Answer::Value(0)),
             libc::SYS_newfstatat => stat(&caller, at, second, third),
             libc::SYS_statx => statx(&caller, at, second, fifth),
             #[cfg(target_arch = "x86_64")]
@@ -105,6 +112,8 @@ impl Supervisor {
             libc::SYS_creat => self.open(&caller, here, first, u64::from((libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC).cast_unsigned())),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_stat | libc::SYS_lstat => stat(&caller, here, first, second),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_readlink => constant(&caller, here, first, Answer::Error(libc::EINVAL)),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_access => access(&caller, here, first, second),
             _ => Answer::GoesOn,
@@ -171,12 +180,22 @@ impl Supervisor {
         // Each open has a description of its own.
         let opened = match shown {
             Shown::Device => reopen(self.device_file.as_fd(), wanted),
-            Shown::Pool => sealed_file("ne_cpus", &self.enclaves.device().pool_text(), Mode::from_raw_mode(0o644))
-                .and_then(|file| reopen(file.as_fd(), wanted)),
+            shown => {
+                sealed_file("nitroxide", &self.content(shown), Mode::from_raw_mode(0o444)).and_then(|file| reopen(file.as_fd(), wanted))
+            }
         };
         match opened {
             Ok(file) => Answer::Descriptor(file, low_signed(flags) & libc::O_CLOEXEC != 0),
             Err(error) => error.into(),
+        }
+    }
+
+    /// What is read from a file.
+    fn content(&self, shown: Shown) -> Vec<u8> {
+        match shown {
+            Shown::Device => Vec::new(),
+            Shown::Pool => self.enclaves.device().pool_text(),
+            Shown::FreePages | Shown::AllPages => format!("{}\n", huge::pages()).into_bytes(),
         }
     }
 
@@ -211,6 +230,11 @@ fn file_behind(caller: &Caller<'_>, descriptor: i32) -> Option<Identity> {
     // Of a descriptor opened with O_PATH the link can neither be read nor written.
     let is_usable = statat(CWD, &link, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|link| link.st_mode & 0o600 != 0);
     (is_usable && caller.is_waiting()).then_some((stat.st_dev, stat.st_ino))
+}
+
+/// What is answered of any of our files: they are no links, and have no extended attributes.
+fn constant(caller: &Caller<'_>, base: Base, path: u64, answer: Answer) -> Answer {
+    if Shown::of(caller, base, path).is_some() { answer } else { Answer::GoesOn }
 }
 
 fn access(caller: &Caller<'_>, base: Base, path: u64, mode: u64) -> Answer {
