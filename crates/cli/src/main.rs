@@ -96,7 +96,7 @@ fn run(arguments: Arguments, dialect: Dialect) -> Result<ExitCode, Failure> {
     let Global { device, quiet } = arguments.global;
     let remarks = Remarks::new(quiet);
     // A device tells why a guest's request came to nothing; its guest sees only a number.
-    logging::begin(if matches!(arguments.command, Command::Device(_)) { "warn" } else { "error" });
+    logging::begin(if matches!(arguments.command, Command::Device(_) | Command::Exec(_)) { "warn" } else { "error" });
     match arguments.command {
         Command::Run(arguments) => return commands::run::run(arguments, device, dialect, remarks),
         Command::RunEnclave(arguments) => commands::run_enclave::run(arguments, device, dialect, remarks)?,

@@ -29,8 +29,11 @@ pub fn run(arguments: ExecArguments) -> Result<ExitCode, Failure> {
     let execution = Execution { program, arguments: words.collect(), environment: Vec::new() };
     if is_supervised() {
         if has_options(&arguments) {
-            return Err(Failure::new(ErrorCode::CONFLICTING_ARGUMENTS, "This exec runs inside another one, whose device its client gets: it cannot have options of its own")
-                .help("Give the options to the outer exec, or leave them out."));
+            return Err(Failure::new(
+                ErrorCode::CONFLICTING_ARGUMENTS,
+                "This exec runs inside another one, whose device its client gets: it cannot have options of its own",
+            )
+            .help("Give the options to the outer exec, or leave them out."));
         }
         return Ok(complain(become_program(&execution)));
     }

@@ -99,6 +99,9 @@ impl Enclave {
         }
         let result = self.act(|core, link| call::enclave_call(core, &inner.machine, link, client, word, argument));
         // The driver core only heard "no" and says that the CPU is somebody's; it is not.
+        if let Some(reason) = result.err().and_then(|code| explained(inner, Some(self.slot_uid()), code)) {
+            tracing::warn!(slot_uid = self.slot_uid().0, "a client's call was refused: {reason}");
+        }
         let is_untrue = word == ioctl::ADD_VCPU && result.is_err() && inner.machine.cpu_trouble().is_some();
         if is_untrue { Err(Code::EIO) } else { result }
     }
