@@ -110,7 +110,7 @@ fn run(arguments: Arguments, dialect: Dialect) -> Result<ExitCode, Failure> {
         Command::Pcr(arguments) => commands::pcr::run(&arguments)?,
         Command::Vsock(command) => commands::vsock::run(&command, device, remarks)?,
         Command::Device(arguments) => return commands::device::run(&arguments, remarks),
-        Command::Exec(arguments) => return commands::exec::run(arguments),
+        Command::Exec(arguments) => return commands::exec::run(&arguments),
         Command::Doctor(arguments) => return commands::doctor::run(&arguments),
         Command::Explain(arguments) => commands::explain::run(&arguments)?,
         Command::Completions(arguments) => commands::generate::completions(&arguments)?,

@@ -1,5 +1,5 @@
-//! `client IMAGE MIB`: a client of `/dev/nitro_enclaves` like others, written with `crates/client`: starts an enclave on the device file, prints what it got, waits for
-//! its end. `client hold MIB`: the same with no image, until standard input ends.
+//! `client IMAGE MIB`: a client of `/dev/nitro_enclaves` like others, written with `crates/client`: starts an enclave on the device file, prints what
+//! it got, waits for its end. `client hold MIB`: the same with no image, until standard input ends.
 
 use std::fs::File;
 use std::io::Read as _;

@@ -1,4 +1,5 @@
-//! The enclaves of all clients: [`Enclaves`]. An enclave lives as long as somebody has its descriptor, the read end of a pipe that hangs up when it has ended.
+//! The enclaves of all clients: [`Enclaves`]. An enclave lives as long as somebody has its descriptor, the read end of a pipe that hangs up when it
+//! has ended.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -1,8 +1,9 @@
 //! Huge pages that need not be reserved: ordinary memory, remembered as huge ([`HugePages`]).
 //!
-//! A filter cannot change arguments, and no process can map in another, so mmap(MAP_HUGETLB) is made by the client itself, once more and without the flag:
-//! while it waits for its answer it is seized (ptrace), told to make the call again, stopped on the way, and let go after it. memfd_create(MFD_HUGETLB) is answered
-//! with a memory file of ours. Nothing tells of munmap, so what was handed out is compared with what is mapped when it is used.
+//! A filter cannot change arguments, and no process can map in another, so mmap(MAP_HUGETLB) is made by the client itself, once more and without the
+//! flag: while it waits for its answer it is seized (ptrace), told to make the call again, stopped on the way, and let go after it.
+//! memfd_create(MFD_HUGETLB) is answered with a memory file of ours. Nothing tells of munmap, so what was handed out is compared with what is mapped
+//! when it is used.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};

@@ -7,9 +7,9 @@
 //!             └─ client, and whatever it starts
 //! ```
 //!
-//! The supervisor is above all clients, because Yama lets a process look into its descendants only. Daemons of clients become the reaper's children, which waits
-//! for any child and so could not be the supervisor, whose other children have somebody who waits for each. The client's own process tree below the reaper is
-//! all that is under the filter.
+//! The supervisor is above all clients, because Yama lets a process look into its descendants only. Daemons of clients become the reaper's children,
+//! which waits for any child and so could not be the supervisor, whose other children have somebody who waits for each. The client's own process tree
+//! below the reaper is all that is under the filter.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -135,8 +135,8 @@ fn command(program: &Program, execution: &Execution) -> Command {
     command
 }
 
-/// Runs a program with a device of its own, which `open` makes in the process that will have it. Returns when the program has ended; others that it has started
-/// may go on.
+/// Runs a program with a device of its own, which `open` makes in the process that will have it. Returns when the program has ended; others that it
+/// has started may go on.
 ///
 /// Call it before this process has other threads. Descriptors that it has open go to the client as far as they are not close-on-exec, and to nobody else.
 ///

@@ -15,7 +15,7 @@ pub enum ProgramError {
     NotFound(PathBuf),
     /// `{0}` cannot be executed
     NotExecutable(PathBuf, #[source] io::Error),
-    /// `{0}` changes its privileges when it is executed (set-uid, set-gid or file capabilities), which no program under this supervision can: start it first, and this command from it
+    /// `{0}` changes its privileges when it is executed (set-uid, set-gid or file capabilities); nothing below this command can: run this command from it
     Privileged(PathBuf),
 }
 

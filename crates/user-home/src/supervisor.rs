@@ -1,7 +1,7 @@
 //! What looks at the calls of clients: [`Supervisor`].
 //!
-//! One thread takes notifications and answers at once what needs nobody else ([`Supervisor::serve`]); the rest goes to [`Workers`]. Another waits for the end of
-//! clients and for closed descriptors ([`crate::layout`]).
+//! One thread takes notifications and answers at once what needs nobody else ([`Supervisor::serve`]); the rest goes to [`Workers`]. Another waits for
+//! the end of clients and for closed descriptors ([`crate::layout`]).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

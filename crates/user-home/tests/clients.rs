@@ -226,7 +226,8 @@ fn library_client_starts_an_enclave_and_nothing_is_left_however_it_ends() {
     user.nothing_is_left();
 }
 
-/// What differs from the C driver's record beside the extension's commands, and why; the steps that are compared have neither faults nor events nor other limits.
+/// What differs from the C driver's record beside the extension's commands, and why; the steps that are compared have neither faults nor events nor
+/// other limits.
 const DIFFERENCES: &[(&str, &str, &str)] = &[
     ("descriptors/1", "0", "read() of /dev/null, which stands in for the device"),
     ("descriptors/6", "/dev/null", "the same"),

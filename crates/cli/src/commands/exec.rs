@@ -1,7 +1,7 @@
 //! `exec`: runs an unmodified client of the driver as if this machine were an instance with Nitro Enclaves (docs/user-home.md).
 //!
-//! It ends as the client does: with its exit status, or by the signal that killed it. Failures of its own have a shell's: 127 for a program that is not found,
-//! 126 for one that cannot be run, 125 for everything else.
+//! It ends as the client does: with its exit status, or by the signal that killed it. Failures of its own have a shell's: 127 for a program that is
+//! not found, 126 for one that cannot be run, 125 for everything else.
 
 use std::process::ExitCode;
 
@@ -21,14 +21,14 @@ use crate::{
 const OWN_FAILURE: u8 = 125;
 
 /// Runs the client.
-pub fn run(arguments: ExecArguments) -> Result<ExitCode, Failure> {
-    let options = local_options(&arguments)?;
+pub fn run(arguments: &ExecArguments) -> Result<ExitCode, Failure> {
+    let options = local_options(arguments)?;
     let mut words = arguments.client.clone().into_iter();
     // The parser does not let an empty command pass.
     let program = words.next().unwrap_or_default();
     let execution = Execution { program, arguments: words.collect(), environment: Vec::new() };
     if is_supervised() {
-        if has_options(&arguments) {
+        if has_options(arguments) {
             return Err(Failure::new(
                 ErrorCode::CONFLICTING_ARGUMENTS,
                 "This exec runs inside another one, whose device its client gets: it cannot have options of its own",
