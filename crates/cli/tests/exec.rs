@@ -1,0 +1,38 @@
+//! `nitroxide exec` as a whole: options and failures of the command. What clients see is tested in crates/user-home.
+
+mod common;
+
+use common::{run, text, user::User};
+
+#[test]
+fn client_sees_the_pool_of_the_options_and_its_status_is_the_commands() {
+    let user = User::new();
+    let pool = "cat /sys/module/nitro_enclaves/parameters/ne_cpus; test -c /dev/nitro_enclaves; exit 3";
+    let output = run(user.without_machine().args(["exec", "--topology", "cpus=6,threads=2", "--pool", "2-5", "--", "sh", "-c", pool]));
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(3), "2-5\n"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn inner_exec_has_no_options_of_its_own() {
+    let user = User::new();
+    let inner = |options: &str| format!("exec {} exec {options} -- true", env!("CARGO_BIN_EXE_nitroxide"));
+    let output = run(user.without_machine().args(["exec", "--", "sh", "-c", &inner("")]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let output = run(user.without_machine().args(["exec", "--", "sh", "-c", &inner("--max-regions 8")]));
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("Give the options to the outer exec"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn failures_have_a_shells_numbers() {
+    let user = User::new();
+    for (words, status, says) in [
+        (["exec", "--", "no-such-program"].as_slice(), 127, "is not found"),
+        (&["exec", "--", "/etc/passwd"], 126, "cannot be executed"),
+        (&["exec", "--pool", "0-3", "--", "true"], 125, "There is no device for the client"),
+    ] {
+        let output = run(user.without_machine().args(words));
+        assert_eq!(output.status.code(), Some(status), "{words:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(says), "{words:?}: {}", text(&output.stderr));
+    }
+}
