@@ -2,7 +2,8 @@
 //! has ended.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use nitroxide_abi::extension::{self, backend, home, isolation};
 use nitroxide_abi::{Code, SlotUid, ioctl};
@@ -38,6 +39,23 @@ pub(crate) struct Enclaves {
     open: Mutex<HashMap<Identity, Arc<Open>>>,
     /// Held while closed ones are released, so that who needs what they had can wait for it.
     closing: Mutex<()>,
+    /// How many descriptors are being handed out.
+    in_hand: Mutex<usize>,
+    handed: Condvar,
+}
+
+/// How long a descriptor that is being handed out is waited for; only a client that is frozen takes as long.
+const HANDING: Duration = Duration::from_secs(1);
+
+/// A descriptor is being handed out, as long as this is there.
+pub(crate) struct Handing<'a>(&'a Enclaves);
+
+impl Drop for Handing<'_> {
+    fn drop(&mut self) {
+        let mut count = lock(&self.0.in_hand);
+        *count = count.saturating_sub(1);
+        self.0.handed.notify_all();
+    }
 }
 
 /// An enclave that somebody has a descriptor of.
@@ -50,7 +68,7 @@ pub(crate) struct Open {
 
 impl Enclaves {
     pub(crate) fn new(device: ServedDevice) -> Self {
-        Self { device, open: Mutex::default(), closing: Mutex::default() }
+        Self { device, open: Mutex::default(), closing: Mutex::default(), in_hand: Mutex::default(), handed: Condvar::new() }
     }
 
     /// The device.
@@ -65,6 +83,8 @@ impl Enclaves {
 
     /// Releases those that nobody has any more. When this returns, their memory and CPUs are free, as after close() of a driver in the kernel.
     pub(crate) fn settle(&self) {
+        // Whether it fails because time is up or because a thread has panicked: closed ones are looked for again soon.
+        drop(self.handed.wait_timeout_while(lock(&self.in_hand), HANDING, |count| *count > 0));
         let _closing = lock(&self.closing);
         let is_gone = |open: &Open| is_closed(open.enclave.poll_fd());
         let mut open = lock(&self.open);
@@ -72,6 +92,13 @@ impl Enclaves {
         drop(open);
         // Stops and frees it, unless a call is under way, which then does so.
         drop(gone);
+    }
+
+    /// To be kept while a descriptor is handed out, until no copy of it is left here.
+    pub(crate) fn handing(&self) -> Handing<'_> {
+        let mut count = lock(&self.in_hand);
+        *count = count.saturating_add(1);
+        Handing(self)
     }
 
     /// Is none open?

@@ -137,6 +137,8 @@ impl Supervisor {
     /// Ends a call. What cannot be told to anybody is taken back by being dropped.
     fn finish(&self, notification: &Notification, answer: Answer) {
         let (listener, id) = (self.listener.as_fd(), notification.id);
+        // The caller runs on before this thread does; until then our copy of the descriptor is one that is not closed.
+        let handing = matches!(answer, Answer::Handed(..)).then(|| self.enclaves.handing());
         let result = match &answer {
             Answer::GoesOn => sys::answer(listener, id, Ok(0), true),
             Answer::Value(value) => sys::answer(listener, id, Ok(*value), false),
@@ -152,6 +154,7 @@ impl Supervisor {
             let _ = sys::answer(listener, id, Err(error.raw_os_error().unwrap_or(libc::EMFILE)), false);
         }
         drop(answer);
+        drop(handing);
     }
 
     fn open(&self, caller: &Caller<'_>, base: Base, path: u64, flags: u64) -> Answer {
@@ -216,6 +219,8 @@ impl Supervisor {
             self.later(notification, move |this, caller, _| this.enclaves.enclave_call(&open, caller, &this.huge, word, argument));
         } else {
             let answer = self.enclaves.enclave_call(&open, &caller, &self.huge, word, argument);
+            // Before the answer, after which the caller may close it, and that may be the end of it.
+            drop(open);
             self.finish(&notification, answer);
         }
     }
