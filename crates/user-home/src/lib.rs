@@ -4,8 +4,8 @@
 //! them; all others are made as ever. The driver behind it is the same core as in the kernel, on a device in the supervisor's process
 //! ([`nitroxide_client::ServedDevice`]). No privilege, no module and no reserved huge page is needed. docs/user-home.md describes the whole.
 //!
-//! [`layout`] has the processes, [`supervisor`] sorts the calls, [`paths`], [`enclaves`], [`huge`] and [`donation`] answer them, [`caller`] is who makes one,
-//! [`handed`] tells when a descriptor was closed for the last time.
+//! `layout` has the processes, `supervisor` sorts the calls, `paths`, `enclaves`, `huge` and `donation` answer them, `caller` is who makes one,
+//! `handed` tells when a descriptor was closed for the last time.
 
 mod answer;
 mod caller;
