@@ -74,6 +74,7 @@ pub(crate) fn create(home: &Arc<Home>, device: &Arc<NitroDevice>, argument: u64)
     let number = FileDescriptorReservation::get_unused_fd_flags(flags::O_CLOEXEC).map_err(sys::code)?;
     let descriptor = EnclaveDescriptor::new().map_err(sys::code)?;
     let ended = PollCondVarBox::new(c"nitroxide::ended", static_lock_class!()).map_err(|_| Code::ENOMEM)?;
+    let place = home.place().map_err(|_| Code::ENOMEM)?;
 
     let mut link = device.link(true);
     let slot = Slot::allocate(&**home, &mut link).map_err(refused)?;
@@ -106,7 +107,7 @@ pub(crate) fn create(home: &Arc<Home>, device: &Arc<NitroDevice>, argument: u64)
         Ok(file) => file.into(),
         Err(never) => match never {},
     };
-    out_of_memory |= home.enter(file.clone()).is_err();
+    out_of_memory |= !place.enter(file.clone());
     // From here on dropping the descriptor releases the enclave.
     let descriptor = descriptor.carry(file.clone());
     if out_of_memory {

@@ -10,7 +10,7 @@ use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, Mutex};
 use nitroxide_abi::extension::{backend, home as place, isolation};
 use nitroxide_abi::SlotUid;
-use nitroxide_driver::extension::{bit, Listed};
+use nitroxide_driver::extension::{Listed, HOME_ERRATA};
 use nitroxide_driver::{CpuEntry, Ledger, LedgerEntry, Machine, Pool, State};
 
 use crate::cpu::KernelCpus;
@@ -23,7 +23,7 @@ pub(crate) const FACTS: nitroxide_driver::extension::Home = nitroxide_driver::ex
     home: place::KERNEL,
     backend: backend::UNKNOWN,
     isolation: isolation::UNKNOWN,
-    errata: bit(1) | bit(4) | bit(6) | bit(7) | bit(8) | bit(9) | bit(17) | bit(18) | bit(19),
+    errata: HOME_ERRATA,
     features: 0,
 };
 
@@ -75,11 +75,41 @@ struct PoolState {
     cpus: KernelCpus,
 }
 
+/// The enclaves there are.
+///
+/// # Invariants
+///
+/// There is room for `promised` more.
+struct List {
+    enclaves: KVec<Arc<EnclaveFile>>,
+    promised: usize,
+}
+
+/// A place in the list for an enclave that is being made: had before the device is asked, since an enclave that is in no list is never tried again.
+pub(crate) struct Place<'a>(&'a Home);
+
+impl Place<'_> {
+    /// Puts an enclave there; false only if the room has gone, which cannot be.
+    #[must_use]
+    pub(crate) fn enter(self, enclave: Arc<EnclaveFile>) -> bool {
+        // In a statement of its own: dropping `self` takes the lock again.
+        let entered = self.0.list.lock().enclaves.push_within_capacity(enclave).is_ok();
+        entered
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut list = self.0.list.lock();
+        list.promised = list.promised.saturating_sub(1);
+    }
+}
+
 /// Everything that the module has.
 #[pin_data]
 pub(crate) struct Home {
     #[pin]
-    list: Mutex<KVec<Arc<EnclaveFile>>>,
+    list: Mutex<List>,
     #[pin]
     pool: Mutex<PoolState>,
     #[pin]
@@ -119,7 +149,7 @@ impl Home {
         let ledger = Ledger::new(Table::new(runs, GFP_KERNEL)?);
         Arc::pin_init(
             pin_init!(Self {
-                list <- new_mutex!(KVec::new(), "nitroxide::list"),
+                list <- new_mutex!(List { enclaves: KVec::new(), promised: 0 }, "nitroxide::list"),
                 pool <- new_mutex!(PoolState { pool, cpus: KernelCpus }, "nitroxide::pool"),
                 ledger <- new_mutex!(ledger, "nitroxide::ledger"),
                 device <- new_mutex!(None, "nitroxide::device"),
@@ -155,18 +185,23 @@ impl Home {
         }
     }
 
-    /// Puts an enclave into the list.
+    /// Promises a place in the list.
     ///
     /// # Errors
     ///
     /// ENOMEM.
-    pub(crate) fn enter(&self, enclave: Arc<EnclaveFile>) -> Result<(), AllocError> {
-        self.list.lock().push(enclave, GFP_KERNEL)
+    pub(crate) fn place(&self) -> Result<Place<'_>, AllocError> {
+        let mut list = self.list.lock();
+        let promised = list.promised.saturating_add(1);
+        list.enclaves.reserve(promised, GFP_KERNEL)?;
+        // INVARIANT: reserved just now, and nothing makes a vector's room smaller.
+        list.promised = promised;
+        Ok(Place(self))
     }
 
     /// Strikes an enclave out.
     pub(crate) fn forget(&self, enclave: &EnclaveFile) {
-        self.list.lock().retain(|entry| !core::ptr::eq::<EnclaveFile>(&**entry, enclave));
+        self.list.lock().enclaves.retain(|entry| !core::ptr::eq::<EnclaveFile>(&**entry, enclave));
     }
 
     /// Does something with every enclave of a device that is in the list now, one after the other, with the list unlocked.
@@ -183,7 +218,7 @@ impl Home {
     /// The enclave of a device with the lowest serial number above `after`.
     fn first_on(&self, device: &Arc<NitroDevice>, after: u64) -> Option<Arc<EnclaveFile>> {
         let list = self.list.lock();
-        let of_device = list.iter().filter(|enclave| Arc::ptr_eq(enclave.device(), device) && enclave.serial() > after);
+        let of_device = list.enclaves.iter().filter(|enclave| Arc::ptr_eq(enclave.device(), device) && enclave.serial() > after);
         of_device.min_by_key(|enclave| enclave.serial()).cloned()
     }
 
@@ -191,7 +226,8 @@ impl Home {
     pub(crate) fn next_after(&self, cursor: SlotUid) -> Option<Listed> {
         let (is_admin, fsuid) = (sys::is_admin(), sys::fsuid());
         let list = self.list.lock();
-        list.iter()
+        list.enclaves
+            .iter()
             .filter(|enclave| is_admin || enclave.owner_uid() == fsuid)
             .map(|enclave| enclave.listed())
             .filter(|listed| listed.summary.slot > cursor)

@@ -50,7 +50,20 @@ pub fn prepush(context: &Context) -> Result<()> {
 
 fn check_style(context: &Context, steps: &mut Steps) -> Result<()> {
     steps.take("style", || style::run(context))?;
-    steps.take("formatting", || run_cargo(context, &["fmt", "--all", "--check"]))?;
+    steps.take("formatting", || {
+        run_cargo(context, &["fmt", "--all", "--check"])?;
+        // The module is no package of the workspace.
+        let mut rustfmt = std::process::Command::new("rustfmt");
+        rustfmt.current_dir(&context.root).args([
+            "--check",
+            "--edition",
+            "2021",
+            "--config-path",
+            "kernel/rustfmt.toml",
+            "kernel/src/main.rs",
+        ]);
+        context::run(&mut rustfmt)
+    })?;
     steps.take("lints", || run_cargo(context, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     steps.take("documentation", || context::run(context.cargo(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings")))
 }

@@ -181,6 +181,19 @@ pub struct ParentArguments {
     pub pool: Option<String>,
 }
 
+impl ParentArguments {
+    /// The parent's CPUs.
+    pub fn topology(&self) -> Topology {
+        self.topology.unwrap_or_default()
+    }
+
+    /// The pool: what was asked for, or all cores but the first.
+    pub fn pool(&self) -> String {
+        let topology = self.topology();
+        self.pool.clone().unwrap_or_else(|| format!("{}-{}", topology.threads, topology.cpus.saturating_sub(1)))
+    }
+}
+
 /// Reads `cpus=6,threads=2`, in any order; threads are 1 if left out.
 fn parse_topology(text: &str) -> Result<Topology, String> {
     let wrong = |what: &str| format!("`{text}` is no topology: {what}; write e.g. cpus=6,threads=2");
@@ -378,12 +391,9 @@ pub enum VsockCommand {
     },
 }
 
-/// `exec`.
+/// What a device allows that is made here, and what goes wrong with it.
 #[derive(Debug, Args)]
-pub struct ExecArguments {
-    /// The client and its arguments
-    #[arg(last = true, required = true, value_name = "CLIENT")]
-    pub client: Vec<OsString>,
+pub struct BehaviourArguments {
     /// How many pieces of memory an enclave may have [default: 4096]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_regions: Option<u32>,
@@ -393,6 +403,17 @@ pub struct ExecArguments {
     /// Commands of the driver that go wrong on purpose, e.g. start@1=-EIO or stop=delay:5s (docs/device.md, "Faults")
     #[arg(long, value_name = "RULES", default_value = "", hide_default_value = true)]
     pub fault: String,
+}
+
+/// `exec`.
+#[derive(Debug, Args)]
+pub struct ExecArguments {
+    /// The client and its arguments
+    #[arg(last = true, required = true, value_name = "CLIENT")]
+    pub client: Vec<OsString>,
+    /// What the device allows, and what goes wrong with it.
+    #[command(flatten)]
+    pub behaviour: BehaviourArguments,
     /// The parent that the client sees.
     #[command(flatten)]
     pub parent: ParentArguments,
@@ -413,15 +434,9 @@ pub struct DeviceArguments {
     /// What becomes of memory that the VM gives to an enclave
     #[arg(long, value_enum, default_value_t = MemoryKind::Isolated)]
     pub memory: MemoryKind,
-    /// How many pieces of memory an enclave may have [default: 4096]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_regions: Option<u32>,
-    /// How many enclaves there may be at a time [default: 64]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_enclaves: Option<u32>,
-    /// Commands of the driver that go wrong on purpose, e.g. start@1=-EIO or stop=delay:5s (docs/device.md, "Faults")
-    #[arg(long, value_name = "RULES", default_value = "", hide_default_value = true)]
-    pub fault: String,
+    /// What the device allows, and what goes wrong with it.
+    #[command(flatten)]
+    pub behaviour: BehaviourArguments,
     /// The directory for what the VM's enclaves share [default: a fresh one below the runtime directory]
     #[arg(long, value_name = "DIRECTORY")]
     pub world: Option<PathBuf>,

@@ -13,14 +13,14 @@ use std::{
 
 use nitroxide_abi::{Cid, Code, CpuId};
 use nitroxide_client::{Device, DeviceChoice, DeviceKind as Kind, Enclave, LocalOptions, OpenError, StartError};
-use nitroxide_device::Launcher as _;
+use nitroxide_device::{Faults, Launcher as _, Limits};
 use nitroxide_enclave::{EngineChoice, LaunchOptions, ProcessLauncher, report::EndReport};
 use nitroxide_engine::{Accelerator, VirtioDiscovery};
 use nitroxide_world::enclave_id;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    arguments::{DeviceKind, Discovery, EngineKind},
+    arguments::{BehaviourArguments, DeviceKind, Discovery, EngineKind},
     codes::ErrorCode,
     failure::Failure,
     image,
@@ -204,33 +204,39 @@ impl Running {
     }
 }
 
-/// What executes enclaves, by `--engine`.
-pub fn engine_choice(engine: EngineKind) -> EngineChoice {
-    if engine == EngineKind::None { EngineChoice::None } else { EngineChoice::Auto }
-}
-
-/// What executes their instructions, by `--engine`.
-pub fn accelerator(engine: EngineKind) -> Accelerator {
-    match engine {
+/// How enclaves of this name are run, by `--engine` and `--virtio-discovery`.
+pub fn options(name: &str, engine: EngineKind, discovery: Discovery) -> LaunchOptions {
+    let mut options = LaunchOptions::new(name);
+    options.engine = if engine == EngineKind::None { EngineChoice::None } else { EngineChoice::Auto };
+    options.accelerator = match engine {
         EngineKind::Kvm => Accelerator::Kvm,
         EngineKind::Tcg => Accelerator::Tcg,
         EngineKind::Auto | EngineKind::None => Accelerator::Auto,
+    };
+    options.discovery = match discovery {
+        Discovery::Acpi => VirtioDiscovery::Acpi,
+        Discovery::Cmdline => VirtioDiscovery::Cmdline,
+    };
+    options
+}
+
+/// What a device allows that is made here.
+pub fn limits(arguments: &BehaviourArguments) -> Limits {
+    let default = Limits::default();
+    Limits {
+        max_slots: arguments.max_enclaves.unwrap_or(default.max_slots),
+        max_regions: arguments.max_regions.unwrap_or(default.max_regions),
+        ..default
     }
 }
 
-/// How guests find devices, by `--virtio-discovery`.
-pub fn discovery(discovery: Discovery) -> VirtioDiscovery {
-    match discovery {
-        Discovery::Acpi => VirtioDiscovery::Acpi,
-        Discovery::Cmdline => VirtioDiscovery::Cmdline,
-    }
+/// What goes wrong with it on purpose.
+pub fn faults(arguments: &BehaviourArguments) -> Result<Faults, Failure> {
+    arguments.fault.parse().map_err(|error| Failure::new(ErrorCode::INVALID_ARGUMENT, "--fault is not understood").because(error))
 }
 
 fn choice(request: &LaunchRequest) -> DeviceChoice {
-    let mut launch = LaunchOptions::new(&request.name);
-    launch.engine = engine_choice(request.engine);
-    launch.accelerator = accelerator(request.engine);
-    launch.discovery = discovery(request.discovery);
+    let launch = options(&request.name, request.engine, request.discovery);
     let local = LocalOptions { launch, topology: request.topology, pool: request.pool.clone(), ..LocalOptions::default() };
     match request.device {
         DeviceKind::Auto => DeviceChoice::Auto(local),

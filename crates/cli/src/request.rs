@@ -132,8 +132,7 @@ impl LaunchRequest {
             Failure::new(ErrorCode::FILE_OPERATION, format!("The path {} cannot be made absolute", image.display())).because(error)
         })?;
         let (engine, discovery) = (resources.local.engine, resources.local.virtio_discovery);
-        let topology = resources.parent.topology.unwrap_or_default();
-        let pool = resources.parent.pool.clone().unwrap_or_else(|| format!("{}-{}", topology.threads, topology.cpus.saturating_sub(1)));
+        let (topology, pool) = (resources.parent.topology(), resources.parent.pool());
         Ok(Self { image, cpus, memory_mib, cid, debug: resources.debug_mode, name, device, engine, discovery, topology, pool })
     }
 

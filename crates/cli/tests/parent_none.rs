@@ -17,7 +17,7 @@ fn c_driver_says_the_same_where_enclaves_are_processes_and_nothing_is_left() {
     let vm = ParentVm::builder()
         .memory_mib(1024)
         .cpus(6)
-        .qemu_arguments(["-smp", "6,sockets=1,cores=3,threads=2"])
+        .threads_per_core(2)
         .hugepages(140)
         .pool(cases::POOL)
         .program(guest_program("nitroxide-conformance"))

@@ -77,7 +77,7 @@ fn machine(qemu_arguments: &[&str]) -> ParentVm {
     ParentVm::builder()
         .memory_mib(1024)
         .cpus(4)
-        .qemu_arguments(["-smp", "4,sockets=1,cores=2,threads=2"])
+        .threads_per_core(2)
         .qemu_arguments(qemu_arguments)
         .hugepages(140)
         .pool("2-3")

@@ -27,8 +27,11 @@ pub struct Home {
 }
 
 /// The weaknesses of the original driver that this crate has mended whatever the home does: W2, W3, W5, W10 to W16, W20.
-/// W1, W4, W6 to W9 and W17 to W19 are the home's to tell: it must do its part.
+/// The others are [`HOME_ERRATA`].
 pub const CORE_ERRATA: u64 = bit(2) | bit(3) | bit(5) | bit(10) | bit(11) | bit(12) | bit(13) | bit(14) | bit(15) | bit(16) | bit(20);
+
+/// The weaknesses that a home has mended if it does its part: W1, W4, W6 to W9, W17 to W19.
+pub const HOME_ERRATA: u64 = bit(1) | bit(4) | bit(6) | bit(7) | bit(8) | bit(9) | bit(17) | bit(18) | bit(19);
 
 /// The bit of weakness W`number`, 1 to 20, in [`Query::errata`].
 #[must_use]

@@ -62,7 +62,7 @@ pub fn setup_root() -> Option<PathBuf> {
 }
 
 /// A QEMU that can run enclaves.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Qemu {
     /// The emulator's file.
     pub path: PathBuf,

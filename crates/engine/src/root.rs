@@ -201,14 +201,7 @@ mod tests {
     use super::*;
 
     fn qemu(path: &str, tree: Option<&str>) -> Qemu {
-        Qemu {
-            path: path.into(),
-            tree: tree.map(PathBuf::from),
-            has_nsm_device: true,
-            has_sandbox: true,
-            lacks_for_parents: Vec::new(),
-            notes: Vec::new(),
-        }
+        Qemu { path: path.into(), tree: tree.map(PathBuf::from), ..Qemu::default() }
     }
 
     #[test]

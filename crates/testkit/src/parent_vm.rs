@@ -50,6 +50,7 @@ pub enum Driver {
 pub struct Builder {
     memory_mib: u64,
     cpus: u32,
+    threads_per_core: u32,
     hugepages: u64,
     pool: String,
     driver: Driver,
@@ -74,10 +75,17 @@ impl Builder {
         self
     }
 
-    /// CPUs of the VM; each is a core.
+    /// CPUs of the VM; each is a core, but for [`Builder::threads_per_core`].
     #[must_use]
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
+        self
+    }
+
+    /// How many of the CPUs make a core; a divisor of their number.
+    #[must_use]
+    pub fn threads_per_core(mut self, threads: u32) -> Self {
+        self.threads_per_core = threads;
         self
     }
 
@@ -292,7 +300,8 @@ impl Builder {
         } else {
             command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
         }
-        command.args(["-machine", "q35,memory-backend=ram", "-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.memory_mib)]);
+        let cpus = format!("{},sockets=1,cores={},threads={}", self.cpus, self.cpus / self.threads_per_core, self.threads_per_core);
+        command.args(["-machine", "q35,memory-backend=ram", "-smp", &cpus, "-m", &format!("{}M", self.memory_mib)]);
         // Shared, so that the device's processes see the same pages.
         command.args(["-object", &format!("memory-backend-memfd,id=ram,size={}M,share=on", self.memory_mib)]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", &format!("file:{}", place("console"))]);
@@ -339,6 +348,7 @@ impl ParentVm {
         Builder {
             memory_mib: 1024,
             cpus: 4,
+            threads_per_core: 1,
             hugepages: 160,
             pool: "1-2".to_owned(),
             driver: Driver::C,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nitroxide_abi::extension::{self, backend, home, isolation};
 use nitroxide_abi::{Code, SlotUid, ioctl};
 use nitroxide_client::{DonatedPages, ServedDevice, ServedEnclave};
-use nitroxide_driver::extension::{Home as Facts, Listed, bit, list};
+use nitroxide_driver::extension::{HOME_ERRATA, Home as Facts, Listed, list};
 use nitroxide_driver::{Client, Page, call};
 use rustix::fs::OFlags;
 
@@ -19,13 +19,8 @@ use crate::huge::HugePages;
 use crate::{donation, lock};
 
 /// What NE_QUERY says of this home.
-const FACTS: Facts = Facts {
-    home: home::SUPERVISOR,
-    backend: backend::UNKNOWN,
-    isolation: isolation::NONE,
-    errata: bit(1) | bit(4) | bit(6) | bit(7) | bit(8) | bit(9) | bit(17) | bit(18) | bit(19),
-    features: 0,
-};
+const FACTS: Facts =
+    Facts { home: home::SUPERVISOR, backend: backend::UNKNOWN, isolation: isolation::NONE, errata: HOME_ERRATA, features: 0 };
 
 /// One more than the highest address a program can have: x86-64 and aarch64 with four levels of page tables.
 const END_OF_USER_SPACE: u64 = 0x7FFF_FFFF_F000;

@@ -5,6 +5,7 @@
 //! memfd_create(MFD_HUGETLB) is answered with a memory file of ours. Nothing tells of munmap, so what was handed out is compared with what is mapped
 //! when it is used.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
@@ -27,6 +28,10 @@ const LAST_ADDRESS: u64 = 0x6000_0000_0000;
 /// `MAP_HUGE_SHIFT`, `MFD_HUGE_SHIFT`: the size's logarithm stands above it.
 const SIZE_SHIFT: u32 = 26;
 const SIZE_MASK: u32 = 0x3F;
+
+/// The most ranges that are remembered, of all clients; neighbours count as one. Beyond it mmap is ENOMEM, as it is for a process with as many mappings
+/// (`vm.max_map_count`).
+const MOST_RANGES: usize = 65_530;
 
 /// What was handed out as huge pages.
 #[derive(Debug)]
@@ -121,13 +126,19 @@ impl HugePages {
         family.any(|process| covers(&ranges, process, start, end))
     }
 
-    fn enter(&self, range: Range) {
+    /// Is there room for one more range? Those of processes that are gone make some.
+    fn has_room(&self) -> bool {
         let mut ranges = lock(&self.ranges);
-        // Those of processes that are gone.
-        if ranges.len().is_multiple_of(64) {
-            ranges.retain(|range| std::path::Path::new(&format!("/proc/{}", range.process)).exists());
+        if ranges.len().is_multiple_of(64) || ranges.len() >= MOST_RANGES {
+            let mut gone: BTreeSet<i32> = ranges.iter().map(|range| range.process).collect();
+            gone.retain(|process| !std::path::Path::new(&format!("/proc/{process}")).exists());
+            ranges.retain(|range| !gone.contains(&range.process));
         }
-        join(&mut ranges, range);
+        ranges.len() < MOST_RANGES
+    }
+
+    fn enter(&self, range: Range) {
+        join(&mut lock(&self.ranges), range);
     }
 
     /// mmap(MAP_HUGETLB). To be called on a thread that may wait for the client; all of it happens on this one.
@@ -154,6 +165,9 @@ impl HugePages {
             flags: (flags & !(libc::MAP_HUGETLB.cast_unsigned() | SIZE_MASK << SIZE_SHIFT)) | libc::MAP_NORESERVE.cast_unsigned(),
         };
         let Ok(process) = caller.process() else { return Answer::Error(libc::ENOMEM) };
+        if is_anonymous && !self.has_room() {
+            return Answer::Error(libc::ENOMEM);
+        }
         match again(caller, notification, wanted) {
             Ok(Some(start)) => {
                 if is_anonymous {
@@ -323,6 +337,20 @@ mod tests {
         assert_eq!((pages.place(2 * MIB), pages.place(4 * MIB)), (FIRST_ADDRESS, FIRST_ADDRESS + 2 * MIB));
         assert_eq!(pages.place(LAST_ADDRESS - FIRST_ADDRESS), FIRST_ADDRESS);
         assert_eq!(pages.place(2 * MIB), FIRST_ADDRESS);
+    }
+
+    #[test]
+    fn ranges_are_bounded_and_those_of_processes_that_are_gone_make_room() {
+        let fill = |process: i32| {
+            let pages = HugePages::default();
+            *lock(&pages.ranges) =
+                (0..MOST_RANGES as u64).map(|at| Range { process, start: at * 4 * MIB, end: (at * 4 + 2) * MIB }).collect();
+            pages
+        };
+        assert!(HugePages::default().has_room());
+        assert!(!fill(std::process::id().cast_signed()).has_room());
+        // No process has the highest number that fits.
+        assert!(fill(i32::MAX).has_room());
     }
 
     #[test]

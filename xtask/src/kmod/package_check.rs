@@ -309,7 +309,7 @@ fn loads(context: &Context, module: &Path) -> Result<()> {
     let vm = ParentVm::builder()
         .memory_mib(1024)
         .cpus(6)
-        .qemu_arguments(["-smp", "6,sockets=1,cores=3,threads=2"])
+        .threads_per_core(2)
         .hugepages(140)
         .pool("2-5")
         .driver(Driver::Rust(module.to_owned()))

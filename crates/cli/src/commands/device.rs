@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use nitroxide_device::{Device, Faults, Launcher, Limits};
+use nitroxide_device::{Device, Launcher};
 use nitroxide_device_pci::{BindError, ParentRam, ParentVsock, ParentVsockError, PciServer, ServerOptions, Stop};
 use nitroxide_enclave::{Happening, LaunchOptions, MemoryMode, Parent, ParentMemory, ProcessLauncher, SlotRecord};
 use nitroxide_engine::{Engine, Qemu};
@@ -50,8 +50,7 @@ struct Ready<'a> {
 
 /// Serves one VM after the other until a signal comes.
 pub fn run(arguments: &DeviceArguments, remarks: Remarks) -> Result<ExitCode, Failure> {
-    let faults: Faults =
-        arguments.fault.parse().map_err(|error| Failure::new(ErrorCode::INVALID_ARGUMENT, "--fault is not understood").because(error))?;
+    let faults = launch::faults(&arguments.behaviour)?;
     // Absolute, because that is how QEMU gets them: the length that a socket's path may have is judged on what QEMU has to connect to.
     let socket = absolute(&arguments.socket)?;
     let vsock_path = absolute(&arguments.vsock.clone().unwrap_or_else(|| with_suffix(&arguments.socket, ".vsock")))?;
@@ -68,13 +67,7 @@ pub fn run(arguments: &DeviceArguments, remarks: Remarks) -> Result<ExitCode, Fa
     let ram = Arc::new(ParentRam::new());
     let launcher = Arc::new(ProcessLauncher::new(world.clone(), Arc::clone(&ram) as Arc<dyn ParentMemory>, launch_options(arguments)));
     tell_what_happens(&launcher, remarks);
-    let default = Limits::default();
-    let limits = Limits {
-        max_slots: arguments.max_enclaves.unwrap_or(default.max_slots),
-        max_regions: arguments.max_regions.unwrap_or(default.max_regions),
-        ..default
-    };
-    let device = Arc::new(Device::new(limits, faults, Arc::clone(&launcher) as Arc<dyn Launcher>));
+    let device = Arc::new(Device::new(launch::limits(&arguments.behaviour), faults, Arc::clone(&launcher) as Arc<dyn Launcher>));
     let options = ServerOptions { test_control: arguments.test_control };
     let server = PciServer::bind(&socket, options, device, ram).map_err(|error| not_bound(&socket, error))?;
     let _vsock = ParentVsock::listen(&vsock_path, world).map_err(|error| match error {
@@ -93,10 +86,7 @@ pub fn run(arguments: &DeviceArguments, remarks: Remarks) -> Result<ExitCode, Fa
 }
 
 fn launch_options(arguments: &DeviceArguments) -> LaunchOptions {
-    let mut options = LaunchOptions::new("enclave");
-    options.engine = launch::engine_choice(arguments.launch.engine);
-    options.accelerator = launch::accelerator(arguments.launch.engine);
-    options.discovery = launch::discovery(arguments.launch.virtio_discovery);
+    let mut options = launch::options("enclave", arguments.launch.engine, arguments.launch.virtio_discovery);
     options.parent = Parent::Vm;
     options.memory = match arguments.memory {
         MemoryKind::Isolated => MemoryMode::Isolated,
@@ -347,14 +337,7 @@ mod tests {
 
     #[test]
     fn an_installed_qemu_is_started_by_its_path_and_an_unpacked_one_by_its_loader_with_its_firmware() {
-        let qemu = |path: &str, tree: Option<&str>| Qemu {
-            path: path.into(),
-            tree: tree.map(PathBuf::from),
-            has_nsm_device: true,
-            has_sandbox: true,
-            lacks_for_parents: Vec::new(),
-            notes: Vec::new(),
-        };
+        let qemu = |path: &str, tree: Option<&str>| Qemu { path: path.into(), tree: tree.map(PathBuf::from), ..Qemu::default() };
         assert_eq!(words(&qemu("/usr/bin/qemu-system-x86_64", None)), ["/usr/bin/qemu-system-x86_64"]);
         assert_eq!(
             words(&qemu("/t/usr/bin/qemu-system-x86_64", Some("/t"))).join(" "),

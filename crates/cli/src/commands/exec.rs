@@ -6,8 +6,6 @@
 use std::process::ExitCode;
 
 use nitroxide_client::{LocalOptions, ServedDevice};
-use nitroxide_device::{Faults, Limits};
-use nitroxide_enclave::LaunchOptions;
 use nitroxide_user_home::{Execution, RunError, become_program, is_supervised};
 
 use crate::{
@@ -59,24 +57,12 @@ fn complain(error: RunError) -> ExitCode {
 }
 
 fn local_options(arguments: &ExecArguments) -> Result<LocalOptions, Failure> {
-    let faults: Faults =
-        arguments.fault.parse().map_err(|error| Failure::new(ErrorCode::INVALID_ARGUMENT, "--fault is not understood").because(error))?;
-    let topology = arguments.parent.topology.unwrap_or_default();
-    let default = Limits::default();
-    let mut launch = LaunchOptions::new("enclave");
-    launch.engine = launch::engine_choice(arguments.launch.engine);
-    launch.accelerator = launch::accelerator(arguments.launch.engine);
-    launch.discovery = launch::discovery(arguments.launch.virtio_discovery);
     Ok(LocalOptions {
-        topology,
-        pool: arguments.parent.pool.clone().unwrap_or_else(|| format!("{}-{}", topology.threads, topology.cpus.saturating_sub(1))),
-        faults,
-        limits: Limits {
-            max_slots: arguments.max_enclaves.unwrap_or(default.max_slots),
-            max_regions: arguments.max_regions.unwrap_or(default.max_regions),
-            ..default
-        },
-        launch,
+        topology: arguments.parent.topology(),
+        pool: arguments.parent.pool(),
+        faults: launch::faults(&arguments.behaviour)?,
+        limits: launch::limits(&arguments.behaviour),
+        launch: launch::options("enclave", arguments.launch.engine, arguments.launch.virtio_discovery),
         ..LocalOptions::default()
     })
 }
@@ -86,8 +72,8 @@ fn has_options(arguments: &ExecArguments) -> bool {
     let engine_is_said = arguments.launch.engine != EngineKind::default() && std::env::var_os("NITROXIDE_ENGINE").is_none();
     arguments.parent.topology.is_some()
         || arguments.parent.pool.is_some()
-        || arguments.max_regions.is_some()
-        || arguments.max_enclaves.is_some()
-        || !arguments.fault.is_empty()
+        || arguments.behaviour.max_regions.is_some()
+        || arguments.behaviour.max_enclaves.is_some()
+        || !arguments.behaviour.fault.is_empty()
         || engine_is_said
 }

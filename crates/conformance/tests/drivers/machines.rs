@@ -24,16 +24,15 @@ pub fn ours() -> Driver {
 
 /// Six CPUs in cores of two threads, of which 2-5 are the pool.
 pub fn machine(driver: Driver) -> Builder {
-    shaped(driver, "6,sockets=1,cores=3,threads=2", "2-5")
+    shaped(driver, 6, 2, "2-5")
 }
 
-/// A machine with other CPUs (what QEMU calls `-smp`) and another pool.
-pub fn shaped(driver: Driver, cpus: &str, pool: &str) -> Builder {
-    let count = cpus.split(',').next().and_then(|count| count.parse().ok()).expect("it begins with a number");
+/// A machine with other CPUs, other cores and another pool.
+pub fn shaped(driver: Driver, cpus: u32, threads_per_core: u32, pool: &str) -> Builder {
     ParentVm::builder()
         .memory_mib(1024)
-        .cpus(count)
-        .qemu_arguments(["-smp", cpus])
+        .cpus(cpus)
+        .threads_per_core(threads_per_core)
         .hugepages(140)
         .pool(pool)
         .driver(driver)

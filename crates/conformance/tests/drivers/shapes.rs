@@ -57,7 +57,7 @@ fn memory_of_another_node_is_refused_and_so_is_a_pool_of_two_nodes() {
     let table = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("two-nodes");
     std::fs::write(&table, two_nodes()).expect("the folder for tests can be written");
     let machine = |driver| {
-        shaped(driver, "6,sockets=1,cores=3,threads=2", "4-5")
+        shaped(driver, 6, 2, "4-5")
             .hugepages(0)
             .qemu_arguments(["-acpitable", &format!("sig=SRAT,rev=3,data={}", table.display())])
             .at_start("echo 140 > /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages")
@@ -76,10 +76,10 @@ fn page_of_1_gib_is_given_whole_and_the_c_driver_gives_it_for_2_mib() {
 
 #[test]
 fn cores_of_one_thread_and_an_odd_number_of_them() {
-    both(|driver| shaped(driver, "7,sockets=1,cores=7,threads=1", "3-5"), "cores", &[]);
+    both(|driver| shaped(driver, 7, 1, "3-5"), "cores", &[]);
 }
 
 #[test]
 fn cores_of_three_threads() {
-    both(|driver| shaped(driver, "6,sockets=1,cores=2,threads=3", "3-5"), "cores", &[]);
+    both(|driver| shaped(driver, 6, 3, "3-5"), "cores", &[]);
 }

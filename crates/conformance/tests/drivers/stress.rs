@@ -8,7 +8,7 @@ use crate::machines::{complaint, ours, run, shaped};
 fn stress_on_our_module_has_no_impossible_answer_and_loses_nothing() {
     let seconds = if std::env::var_os("NITROXIDE_SOAK").is_some() { 300 } else { 60 };
     // Three cores for enclaves, one for the threads; pages for as many starts at once as there are threads.
-    let vm = shaped(ours(), "8,sockets=1,cores=4,threads=2", "2-7").memory_mib(1536).hugepages(400).boot();
+    let vm = shaped(ours(), 8, 2, "2-7").memory_mib(1536).hugepages(400).boot();
     let printed = run(&vm, &format!("stress --seconds {seconds} --control pci"));
     println!("{printed}");
 

@@ -170,7 +170,7 @@ fn on(context: &Context, built: &Built, driver: Driver, list: &[Exercise], filte
         .kernel_parameters(PARAMETERS)
         .memory_mib(2560)
         .cpus(6)
-        .qemu_arguments(["-smp", "6,sockets=1,cores=3,threads=2"])
+        .threads_per_core(2)
         .hugepages(PAGES.into())
         .pool("2-5")
         .driver(driver)
