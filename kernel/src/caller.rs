@@ -65,6 +65,14 @@ impl Client for Caller<'_> {
         Self::slice(address, bytes.len())?.writer().write_slice(bytes).map_err(|_| Code::EFAULT)
     }
 
+    fn read_array<const N: usize>(&mut self, address: u64) -> Result<[u8; N], Code> {
+        Self::slice(address, N)?.reader().read().map_err(|_| Code::EFAULT)
+    }
+
+    fn write_array<const N: usize>(&mut self, address: u64, bytes: &[u8; N]) -> Result<(), Code> {
+        Self::slice(address, N)?.writer().write(bytes).map_err(|_| Code::EFAULT)
+    }
+
     /// The enclave holds a reference to its creator's address space, so that no other one can have its address (W7).
     fn is_owner(&self) -> bool {
         let current = kernel::current!().mm().map(|mm| mm.as_raw());

@@ -56,7 +56,12 @@ impl Cpus for KernelCpus {
     }
 
     fn set_online(&mut self, cpu: CpuId, online: bool) -> Result<(), Code> {
-        sys::set_cpu_online(cpu, online)
+        sys::set_cpu_online(cpu, online).inspect_err(|code| {
+            // That nobody else tells: the pool is empty or another already when a CPU does not come back.
+            if online {
+                log::line(&core::format_args!("CPU {cpu} cannot be brought online again ({code}); it stays offline"));
+            }
+        })
     }
 
     /// A CPU that somebody brought online again stays with the parent; one that was given away is not brought online any more (W18).

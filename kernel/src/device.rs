@@ -282,8 +282,8 @@ impl_has_delayed_work! { impl HasDelayedWork<Self, 1> for NitroDevice { self.ret
 const RETRY: u64 = 1;
 /// How long after a failure it is tried again, in milliseconds; each further time twice as long.
 const FIRST_RETRY_MS: u32 = 1_000;
-/// The longest time between two tries.
-const LAST_RETRY_MS: u32 = 60_000;
+/// The longest time between two tries; what a killed process had may come back so much later than the device is free again.
+const LAST_RETRY_MS: u32 = 8_000;
 
 /// When what the device did not do is tried again.
 struct Retries {

@@ -15,6 +15,7 @@ use kernel::sync::{new_mutex, new_spinlock, static_lock_class, Arc, Mutex, SpinL
 use kernel::task::Task;
 use nitroxide_abi::{Code, SlotUid};
 use nitroxide_driver::extension::Listed;
+use nitroxide_driver::call::Look;
 use nitroxide_driver::{call, CreateError, Enclave, EventOutcome, Machine, Region, Slot, State, Summary};
 
 use crate::caller::{Caller, PinnedPages};
@@ -53,7 +54,8 @@ pub(crate) struct EnclaveFile {
     /// A copy for those who must not wait for a call.
     #[pin]
     summary: SpinLock<Summary>,
-    /// The part of it that poll looks at, all the time.
+    /// The parts of it that are looked at all the time, so that neither lock nor copy is needed.
+    is_init: Atomic<bool>,
     hung_up: Atomic<bool>,
     /// Those who poll; in a box that RCU frees, since a condition variable of its own would wait for a grace period at every close.
     ended: PollCondVarBox,
@@ -100,6 +102,7 @@ pub(crate) fn create(home: &Arc<Home>, device: &Arc<NitroDevice>, argument: u64)
         event: Atomic::new(false),
         enclave <- new_mutex!(enclave, "nitroxide::enclave"),
         summary <- new_spinlock!(summary, "nitroxide::summary"),
+        is_init: Atomic::new(true),
         hung_up: Atomic::new(false),
         ended,
     }? Infallible));
@@ -130,6 +133,20 @@ fn refused(error: CreateError) -> Code {
     error.code()
 }
 
+impl call::Look for EnclaveFile {
+    fn state(&self) -> State {
+        if self.is_init.load(Acquire) {
+            State::Init
+        } else {
+            self.summary().state
+        }
+    }
+
+    fn summary(&self) -> Summary {
+        *self.summary.lock()
+    }
+}
+
 impl EnclaveFile {
     /// The device that it is on.
     pub(crate) fn device(&self) -> &Arc<NitroDevice> {
@@ -149,11 +166,6 @@ impl EnclaveFile {
     /// Was its last descriptor closed?
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Acquire)
-    }
-
-    /// What there is to see of it, without waiting for a call.
-    pub(crate) fn summary(&self) -> Summary {
-        *self.summary.lock()
     }
 
     /// Does poll report POLLHUP?
@@ -189,7 +201,7 @@ impl EnclaveFile {
     fn call(&self, word: u32, argument: u64) -> Result<u32, Code> {
         let mut caller = Caller { owner: Some(&self.owner) };
         if !call::enclave_call_needs_lock(word) {
-            return call::enclave_look(&self.summary(), &*self.home, &mut caller, &FACTS, word, argument);
+            return call::enclave_look(self, &*self.home, &mut caller, &FACTS, word, argument);
         }
         let result = {
             // Nobody sees this answer: only a kill ends the wait.
@@ -301,6 +313,9 @@ impl EnclaveFile {
         }
         if new.started_ns != 0 && old.started_ns == 0 {
             statistics::ENCLAVES_STARTED.count();
+        }
+        if new.state != State::Init {
+            self.is_init.store(false, Release);
         }
         if new.state != old.state {
             trace::state(new.slot, old.state.number(), new.state.number());

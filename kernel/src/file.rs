@@ -17,7 +17,7 @@ use kernel::sync::poll::PollTable;
 use kernel::sync::{Arc, ArcBorrow};
 use kernel::types::{ForeignOwnable, Opaque};
 use nitroxide_abi::{extension, ioctl, Code, SlotUid};
-use nitroxide_driver::call;
+use nitroxide_driver::call::{self, Look};
 
 use crate::caller::Caller;
 use crate::enclave::{self, EnclaveFile};
@@ -136,8 +136,13 @@ unsafe extern "C" fn enclave_poll(file: *mut bindings::file, table: *mut binding
     // SAFETY: By this function's contract.
     let enclave = unsafe { enclave_of(file) };
     // SAFETY: As above.
-    let (table, file) = unsafe { (PollTable::from_raw(table), File::from_raw_file(file)) };
-    table.register_wait(file, enclave.ended());
+    let is_to_wait = unsafe { table.as_ref() }.is_some_and(|table| table._qproc.is_some());
+    // Whoever only looks, or is woken and looks again, is spared the call.
+    if is_to_wait {
+        // SAFETY: As above.
+        let (table, file) = unsafe { (PollTable::from_raw(table), File::from_raw_file(file)) };
+        table.register_wait(file, enclave.ended());
+    }
     if enclave.has_hung_up() {
         bindings::POLLHUP as bindings::__poll_t
     } else {

@@ -104,6 +104,7 @@ impl Code {
 
     /// The negative number, as a kernel function or the device returns it.
     #[must_use]
+    #[inline]
     pub const fn negative(self) -> i32 {
         -self.0
     }

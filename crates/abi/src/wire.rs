@@ -40,12 +40,17 @@ macro_rules! integer_value {
             const SIZE: usize = core::mem::size_of::<$type>();
             const C_TYPE: &'static str = $c_type;
             const ELEMENTS: usize = 0;
+            #[inline]
             fn store(&self, bytes: &mut [u8]) {
-                for (target, source) in bytes.iter_mut().zip(self.to_le_bytes()) {
-                    *target = source;
+                if let Some(target) = bytes.first_chunk_mut() {
+                    *target = self.to_le_bytes();
                 }
             }
+            #[inline]
             fn load(bytes: &[u8]) -> Self {
+                if let Some(whole) = bytes.first_chunk() {
+                    return <$type>::from_le_bytes(*whole);
+                }
                 let mut value = [0; core::mem::size_of::<$type>()];
                 for (target, source) in value.iter_mut().zip(bytes) {
                     *target = *source;
@@ -111,6 +116,7 @@ macro_rules! wire_struct {
 
             /// The struct as it stands on the wire, little endian.
             #[must_use]
+            #[inline]
             pub fn to_bytes(&self) -> [u8; $size] {
                 let mut bytes = [0; $size];
                 $(
@@ -123,6 +129,7 @@ macro_rules! wire_struct {
 
             /// The struct that these bytes stand for; every byte pattern is one, nothing is checked.
             #[must_use]
+            #[inline]
             pub fn from_bytes(bytes: &[u8; $size]) -> Self {
                 Self { $(
                     $field: <$type as $crate::wire::Value>::load(

@@ -23,6 +23,26 @@ pub trait Client {
     /// EFAULT if not all of it can be written.
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Code>;
 
+    /// As [`Client::read`], of a length that is known when the home is compiled: a kernel then need not look what memory it copies to.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn read_array<const N: usize>(&mut self, address: u64) -> Result<[u8; N], Code> {
+        let mut bytes = [0; N];
+        self.read(address, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// As [`Client::write`], of a length that is known when the home is compiled.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn write_array<const N: usize>(&mut self, address: u64, bytes: &[u8; N]) -> Result<(), Code> {
+        self.write(address, bytes)
+    }
+
     /// Is this call made from the address space that made the enclave? Compared by a held reference, never by address (W7).
     fn is_owner(&self) -> bool;
 

@@ -8,7 +8,7 @@ use nitroxide_abi::CpuId;
 use crate::device::DeviceError;
 use crate::error::AddVcpuError;
 use crate::pool::Vcpu;
-use crate::{Cpus, Device, Enclave, Machine, State, Summary};
+use crate::{Cpus, Device, Enclave, Machine, State};
 
 impl<P, R> Enclave<P, R> {
     /// Adds one vCPU to an enclave that is being set up, and returns its Linux CPU number.
@@ -50,16 +50,17 @@ impl<P, R> Enclave<P, R> {
 
     /// The state check that every call begins with or soon comes to.
     pub(crate) fn must_be_init<E: From<DeviceError>>(&self, otherwise: E) -> Result<(), E> {
-        self.summary.must_be_init(otherwise)
+        self.summary.state.must_be_init(otherwise)
     }
 }
 
-impl Summary {
-    pub(crate) fn must_be_init<E: From<DeviceError>>(&self, otherwise: E) -> Result<(), E> {
-        match self.state {
-            State::Init => Ok(()),
-            State::Gone => Err(DeviceError::Gone.into()),
-            State::Running | State::Stopped | State::Other(_) => Err(otherwise),
+impl State {
+    #[inline]
+    pub(crate) fn must_be_init<E: From<DeviceError>>(self, otherwise: E) -> Result<(), E> {
+        match self {
+            Self::Init => Ok(()),
+            Self::Gone => Err(DeviceError::Gone.into()),
+            Self::Running | Self::Stopped | Self::Other(_) => Err(otherwise),
         }
     }
 }

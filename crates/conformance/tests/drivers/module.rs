@@ -60,7 +60,7 @@ fn device_that_is_pulled_out_ends_its_enclave_and_is_found_again() {
 }
 
 #[test]
-fn pool_that_cannot_be_makes_loading_fail_and_nothing_is_left() {
+fn pool_that_cannot_be_makes_loading_fail_and_a_cpu_that_does_not_come_back_is_named() {
     let vm = machine(Driver::None).file(kernel_module(), "modules/nitroxide.ko").boot();
     for (pool, said) in [("0-1", "Invalid argument"), ("2", "Invalid argument"), ("99", "out of range"), ("x", "Invalid argument")] {
         let output = vm.run(&format!("insmod /modules/nitroxide.ko ne_cpus={pool} 2>&1"));
@@ -70,6 +70,13 @@ fn pool_that_cannot_be_makes_loading_fail_and_nothing_is_left() {
     }
     vm.check("insmod /modules/nitroxide.ko ne_cpus=2-5 && cat /sys/module/nitro_enclaves/version | grep nitroxide");
     assert_eq!(vm.check("cat /sys/devices/system/cpu/online /sys/module/nitro_enclaves/parameters/ne_cpus"), "0-1\n2-5\n");
+
+    // One that the kernel itself does not bring back.
+    vm.check("cd /sys/devices/system/cpu; grep workqueue:prepare hotplug/states | cut -d : -f 1 | tr -d ' ' > cpu3/hotplug/fail");
+    vm.check("rmmod nitro_enclaves");
+    assert_eq!(vm.check("cat /sys/devices/system/cpu/online"), "0-2,4-5\n");
+    assert!(vm.console().contains("CPU 3 cannot be brought online again"), "{}", vm.console());
+    vm.check("echo 1 > /sys/devices/system/cpu/cpu3/online");
     assert_eq!(complaint(&vm), "nothing", "{}", vm.console());
 }
 

@@ -18,7 +18,7 @@ use crate::{guest, setup};
 type Exercise = (&'static str, &'static str);
 
 /// Our module's exercises, one after the other in one VM; one more is one line more.
-const LIST: [Exercise; 21] = [
+const LIST: [Exercise; 22] = [
     ("directed", "nitroxide-conformance run --control pci"),
     ("random", "nitroxide-conformance random --control pci --seed 1 --sequences 200"),
     ("threads", "nitroxide-conformance probe threads"),
@@ -41,6 +41,7 @@ const LIST: [Exercise; 21] = [
         "no-memory",
         "for act in 'calls 3' rebind 'pool 2-3' 'calls 4'; do with_failing_allocations $act; done; rmmod nitro_enclaves && online && insmod $MODULE ne_cpus=2-5",
     ),
+    ("stress", "nitroxide-conformance stress --seconds 60 --control pci"),
     // What was given away came back, and nothing was forgotten.
     ("pages", "test $(cat /sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages) = $PAGES"),
     ("leaks", "rmmod nitro_enclaves; leaks"),
