@@ -19,10 +19,12 @@ pub mod record;
 pub mod rules;
 #[cfg(feature = "core")]
 pub mod simulated;
+mod sockets;
 pub mod step;
 pub mod stress;
 mod sys;
 pub mod transcript;
+pub mod vsock;
 
 use step::Op;
 

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use nitroxide_conformance::control::{Control, NoControl, Pci};
 use nitroxide_conformance::real::Real;
 use nitroxide_conformance::transcript::{Case, Transcript, run_all};
-use nitroxide_conformance::{Target, bench, cases, compare, coverage, probes, random, record, stress};
+use nitroxide_conformance::{Target, bench, cases, compare, coverage, probes, random, record, stress, vsock};
 
 const USAGE: &str = "\
 Usage:
@@ -18,8 +18,9 @@ Usage:
   nitroxide-conformance compare C_DRIVER OTHER [--steps N]              two transcripts; fails on unknown differences
   nitroxide-conformance probe NAME                                      one weakness; may leave the driver broken
   nitroxide-conformance coverage TRANSCRIPT [--steps N]                 which call met which answer how often
-  nitroxide-conformance stress --seconds N [--threads T] [--seed S] [--no-unbind] [--control pci|none]
+  nitroxide-conformance stress --seconds N [--threads T] [--seed S] [--no-unbind] [--exact-only] [--control pci|none]
                                                                         many calls at once; fails on anything impossible or lost
+  nitroxide-conformance vsock [--filter TEXT]                           AF_VSOCK on this machine, over its own CID; prints a transcript
   nitroxide-conformance bench [--rounds N]                              how long each call takes
 TARGET: [--target real|core] [--control pci|none] [--like TRANSCRIPT (a core with the layout of this one)]
 Needs root, 110 free huge pages of 2 MiB, and the pool 2-5 of 6 CPUs in cores of two threads.";
@@ -81,8 +82,13 @@ fn act(arguments: &[String]) -> Result<bool, String> {
                 seed: number("--seed", 1)?,
                 unbind: !flag("--no-unbind"),
                 control: value("--control") != Some("none"),
+                exact_only: flag("--exact-only"),
             };
             stress::run(&options).map_err(|error| error.to_string())
+        }
+        Some("vsock") => {
+            vsock::run(value("--filter").unwrap_or(""));
+            Ok(true)
         }
         Some("bench") => {
             bench::run(number("--rounds", 200)?).map_err(|error| error.to_string())?;

@@ -46,6 +46,8 @@ pub struct Options {
     pub unbind: bool,
     /// Is the device to be told to fail?
     pub control: bool,
+    /// Is only compared what must be equal? A kernel with KASAN keeps for a while what is freed.
+    pub exact_only: bool,
 }
 
 /// Runs it and prints what was done and found; true if nothing was wrong.
@@ -73,7 +75,12 @@ pub fn run(options: &Options) -> io::Result<bool> {
 
     // What the kernel allocates once and keeps is not to be taken for a leak.
     let warm_up = Duration::from_secs((options.seconds / 6).clamp(2, 8));
-    let mut conductor = Conductor { shared: Arc::clone(&shared), numbers: Numbers::of_thread(options.seed, u64::MAX), unbind };
+    let mut conductor = Conductor {
+        shared: Arc::clone(&shared),
+        numbers: Numbers::of_thread(options.seed, u64::MAX),
+        unbind,
+        exact_only: options.exact_only,
+    };
     conductor.threads(options, options.seed ^ 0x5EED, warm_up);
     let before = conductor.settled(&Balance::default());
     before.lines("before").iter().for_each(|line| println!("{line}"));
@@ -115,6 +122,7 @@ struct Conductor {
     shared: Arc<Shared>,
     numbers: Numbers,
     unbind: bool,
+    exact_only: bool,
 }
 
 impl Conductor {
@@ -171,7 +179,7 @@ impl Conductor {
     fn settled(&self, before: &Balance) -> Balance {
         let began = Instant::now();
         loop {
-            let now = Balance::of(&self.shared);
+            let now = Balance::of(&self.shared, self.exact_only);
             if (*before == Balance::default() && began.elapsed() > Duration::from_secs(1))
                 || (*before != Balance::default() && now.compare(before).is_empty())
                 || began.elapsed() > SETTLE

@@ -1,4 +1,4 @@
-//! The system calls that need `unsafe`: ioctl, mmap, fork, descriptors over a socket. The only such module.
+//! The system calls that need `unsafe`: ioctl, mmap, fork, descriptors over a socket. One of the two such modules.
 
 #![expect(unsafe_code, reason = "ioctl with arguments that are wrong on purpose, mappings at chosen addresses and fork have no safe form")]
 

@@ -22,7 +22,7 @@ const MOST_SLOTS: usize = 100;
 struct Figure {
     name: &'static str,
     value: String,
-    /// How much the value may move, where it is a number and does move by itself.
+    /// How much it may grow, where it moves by itself; less than before is what others had and the kernel has let go since.
     slack: i64,
 }
 
@@ -31,8 +31,8 @@ struct Figure {
 pub(super) struct Balance(Vec<Figure>);
 
 impl Balance {
-    /// Looks. The pool is cleared for it and set again.
-    pub(super) fn of(shared: &Shared) -> Self {
+    /// Looks, at what may wander only if wanted. The pool is cleared for it and set again.
+    pub(super) fn of(shared: &Shared, exact_only: bool) -> Self {
         let mut figures = Vec::new();
         let mut add = |name, value: String, slack| figures.push(Figure { name, value, slack });
         add("enclaves by LIST", listed(shared), 0);
@@ -50,8 +50,8 @@ impl Balance {
         let _ = fs::write("/proc/sys/vm/drop_caches", "3");
         add("open files of the system", read("/proc/sys/fs/file-nr").split_whitespace().next().unwrap_or_default().to_owned(), 0);
         add(
-            "kB free, on the CPUs' lists, or of programs",
-            (meminfo("MemFree") + on_cpu_lists_kb() + meminfo("AnonPages")).to_string(),
+            "kB neither free, nor on the CPUs' lists, nor of programs",
+            (meminfo("MemTotal") - meminfo("MemFree") - on_cpu_lists_kb() - meminfo("AnonPages")).to_string(),
             8 << 10,
         );
         for (name, slack) in [("SUnreclaim", 6 << 10), ("VmallocUsed", 2 << 10), ("Percpu", 1 << 10)] {
@@ -60,13 +60,14 @@ impl Balance {
         for (name, slack) in [("mm_struct", 60), ("task_struct", 60), ("filp", 600)] {
             add(name, slab_objects(name).to_string(), slack);
         }
+        figures.retain(|figure| !exact_only || figure.slack == 0);
         Self(figures)
     }
 
     /// What is not as `before`, within the slack.
     pub(super) fn compare(&self, before: &Self) -> Vec<String> {
         let differs = |now: &Figure, then: &Figure| match (now.value.parse::<i64>(), then.value.parse::<i64>()) {
-            (Ok(now_number), Ok(then_number)) => (now_number - then_number).abs() > now.slack,
+            (Ok(now_number), Ok(then_number)) if now.slack > 0 => now_number - then_number > now.slack,
             _ => now.value != then.value,
         };
         let pairs = self.0.iter().zip(&before.0).filter(|(now, then)| differs(now, then));

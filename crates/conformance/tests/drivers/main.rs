@@ -10,4 +10,5 @@ mod module;
 mod shapes;
 mod stress;
 mod transcripts;
+mod vsock;
 mod weaknesses;
