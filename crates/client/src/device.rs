@@ -221,7 +221,7 @@ pub(crate) fn local_with(
     Home::new(options, world, memory, launcher, Box::new(|_| None))
 }
 
-fn world_of(options: &LocalOptions) -> Result<World, OpenError> {
+pub(crate) fn world_of(options: &LocalOptions) -> Result<World, OpenError> {
     match &options.world {
         Some(world) => Ok(world.clone()),
         None => Ok(World::open_default()?),

@@ -11,8 +11,10 @@ use nitroxide_abi::{Code, SlotUid};
 use nitroxide_device::Launcher;
 use nitroxide_driver::extension::Home as Facts;
 use nitroxide_driver::{Client, Machine, Summary, call};
+use nitroxide_enclave::{ProcessLauncher, SlotDetails};
+use nitroxide_world::World;
 
-use crate::device::open_local;
+use crate::device::{open_local, world_of};
 use crate::local::memory::{DonatedPages, LocalMemory, Memory};
 use crate::local::{Home, enclave::Enclave};
 use crate::{CreateError, LocalOptions, OpenError};
@@ -21,6 +23,9 @@ use crate::{CreateError, LocalOptions, OpenError};
 #[derive(Debug, Clone)]
 pub struct ServedDevice {
     home: Arc<Home>,
+    world: World,
+    /// None where another launcher was given.
+    launcher: Option<Arc<ProcessLauncher>>,
 }
 
 impl ServedDevice {
@@ -30,8 +35,8 @@ impl ServedDevice {
     ///
     /// As [`Device::open`](crate::Device::open).
     pub fn open(options: &LocalOptions) -> Result<Self, OpenError> {
-        let (home, _) = open_local(options)?;
-        Ok(Self { home: Arc::new(home) })
+        let (home, launcher) = open_local(options)?;
+        Ok(Self { home: Arc::new(home), world: launcher.world().clone(), launcher: Some(launcher) })
     }
 
     /// As [`Device::local_with`](crate::Device::local_with).
@@ -40,7 +45,9 @@ impl ServedDevice {
     ///
     /// As there.
     pub fn with(options: &LocalOptions, make_launcher: impl FnOnce(Arc<LocalMemory>) -> Arc<dyn Launcher>) -> Result<Self, OpenError> {
-        Ok(Self { home: Arc::new(crate::device::local_with(options, make_launcher)?) })
+        let world = world_of(options)?;
+        let options = LocalOptions { world: Some(world.clone()), ..options.clone() };
+        Ok(Self { home: Arc::new(crate::device::local_with(&options, make_launcher)?), world, launcher: None })
     }
 
     /// The first half of NE_CREATE_VM: an enclave that nobody can see yet. The second half is [`call::create_vm`]; if that fails, drop it.
@@ -55,6 +62,20 @@ impl ServedDevice {
             CreateError::System(error) => error.raw_os_error().and_then(Code::new).unwrap_or(Code::ENOMEM),
         })?;
         Ok(ServedEnclave { enclave })
+    }
+
+    /// The world of its enclaves.
+    #[must_use]
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Decides which process's listener gets the heartbeat of an enclave that is not started yet; this one's unless it was said.
+    pub fn set_heartbeat(&self, slot_uid: SlotUid, process: u32) {
+        if let Some(launcher) = &self.launcher {
+            let details = SlotDetails { creator_pid: process, ..launcher.details(slot_uid.0) };
+            launcher.set_details(slot_uid.0, details);
+        }
     }
 
     /// A command on `/dev/nitro_enclaves` that needs nothing but the machine: [`call::device_call`].

@@ -138,6 +138,12 @@ impl ProcessLauncher {
         lock(&self.inner.details).insert(slot_uid, details);
     }
 
+    /// What was decided about a slot, or what holds for all.
+    #[must_use]
+    pub fn details(&self, slot_uid: u64) -> SlotDetails {
+        self.inner.details(slot_uid)
+    }
+
     /// Why the last START of a slot was refused.
     #[must_use]
     pub fn refusal(&self, slot_uid: u64) -> Option<Refusal> {

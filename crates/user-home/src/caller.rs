@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt as _;
 
 use nitroxide_abi::Code;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::sys::{self, Notification};
 
@@ -80,6 +80,29 @@ impl<'a> Caller<'a> {
                 .ok_or(io::ErrorKind::InvalidInput)?;
         }
         Err(io::ErrorKind::InvalidFilename.into())
+    }
+
+    /// A copy of one of its descriptors: the same open file. While it is there the file is not closed, so it is not to be kept.
+    pub(crate) fn copy_of(&self, descriptor: i32) -> io::Result<OwnedFd> {
+        /// `PIDFD_THREAD`, of Linux 6.9.
+        const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
+        let thread = Pid::from_raw(self.thread).ok_or(io::ErrorKind::InvalidData)?;
+        let of_process =
+            || Ok::<_, io::Error>(pidfd_open(Pid::from_raw(self.process()?).ok_or(io::ErrorKind::InvalidData)?, PidfdFlags::empty())?);
+        // The first is enough for a process's first thread.
+        let pidfd = pidfd_open(thread, PidfdFlags::empty()).or_else(|_| pidfd_open(thread, THREAD)).or_else(|_| of_process())?;
+        let copy = pidfd_getfd(&pidfd, descriptor, PidfdGetfdFlags::empty())?;
+        if self.is_waiting() { Ok(copy) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    /// Is there a signal that it would be woken by if it did not wait for us?
+    pub(crate) fn has_signal(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.thread)).unwrap_or_default();
+        let set = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0)
+        };
+        (set("SigPnd:") | set("ShdPnd:")) & !set("SigBlk:") != 0
     }
 
     /// The process that it is a thread of.

@@ -16,6 +16,7 @@ use crate::answer::Answer;
 use crate::caller::{Caller, Owner};
 use crate::handed::{Handed, Identity, Watch, is_closed};
 use crate::huge::HugePages;
+use crate::vsock::Sockets;
 use crate::{donation, lock};
 
 /// What NE_QUERY says of this home.
@@ -59,6 +60,14 @@ pub(crate) struct Open {
     enclave: ServedEnclave,
     owner: Owner,
     user: u32,
+}
+
+impl Open {
+    /// Lets its heartbeat go to whoever of the clients listens for it.
+    pub(crate) fn set_heartbeat(&self, device: &ServedDevice, sockets: &Sockets) {
+        let process = sockets.heartbeat_listener(self.owner.process());
+        device.set_heartbeat(self.enclave.slot_uid(), process.cast_unsigned());
+    }
 }
 
 impl Enclaves {

@@ -7,6 +7,8 @@
 
 use nitroxide_abi::ioctl::MAGIC;
 
+use crate::vsock::{AF_VSOCK, GET_LOCAL_CID};
+
 /// One instruction, laid out as `struct sock_filter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -85,6 +87,8 @@ pub enum Part {
     Paths,
     /// Huge pages that need not be reserved.
     HugePages,
+    /// AF_VSOCK.
+    Sockets,
 }
 
 const fn low(argument: u8, mask: u32, value: u32) -> When {
@@ -98,10 +102,38 @@ const fn bits(flags: libc::c_int) -> u32 {
 
 /// Commands 0x20 to 0x3F of the driver's letter: the five old ones, ours, and those we do not have, which must be ENOTTY. KVM uses the same letter, but
 /// none of these numbers.
-const COMMANDS: &[Rule] = &[Rule { call: libc::SYS_ioctl, any: &[low(1, 0xFFE0, ((MAGIC as u32) << 8) | 0x20)] }];
+const COMMANDS: &[Rule] = &[Rule {
+    call: libc::SYS_ioctl,
+    // The last is that of /dev/vsock.
+    any: &[low(1, 0xFFE0, ((MAGIC as u32) << 8) | 0x20), low(1, u32::MAX, GET_LOCAL_CID)],
+}];
+
+/// Calls with an address in them, of all sockets: a filter does not know which one it is. None that moves data is among them.
+const SOCKETS: &[Rule] = &[
+    Rule { call: libc::SYS_socket, any: &[low(0, u32::MAX, AF_VSOCK)] },
+    Rule { call: libc::SYS_bind, any: &[When::Always] },
+    Rule { call: libc::SYS_connect, any: &[When::Always] },
+    // On a UNIX socket it would do something to one that is not connected.
+    Rule { call: libc::SYS_shutdown, any: &[When::Always] },
+    Rule { call: libc::SYS_getsockname, any: &[When::Always] },
+    Rule { call: libc::SYS_getpeername, any: &[When::Always] },
+    Rule { call: libc::SYS_accept, any: &[When::NonNull { argument: 1 }] },
+    Rule { call: libc::SYS_accept4, any: &[When::NonNull { argument: 1 }] },
+    Rule { call: libc::SYS_setsockopt, any: &[low(1, u32::MAX, AF_VSOCK)] },
+    // SO_DOMAIN tells the family; other levels have an option of that number, too.
+    Rule { call: libc::SYS_getsockopt, any: &[low(1, u32::MAX, AF_VSOCK), low(2, u32::MAX, bits(libc::SO_DOMAIN))] },
+];
 
 const HUGE_PAGES: &[Rule] = &[
-    Rule { call: libc::SYS_mmap, any: &[low(3, bits(libc::MAP_HUGETLB), bits(libc::MAP_HUGETLB))] },
+    Rule {
+        call: libc::SYS_mmap,
+        any: &[
+            low(3, bits(libc::MAP_HUGETLB), bits(libc::MAP_HUGETLB)),
+            // A file that is shared may be one of huge pages. MAP_SHARED_VALIDATE, which does the same, is let through: so is the call made again.
+            low(3, bits(libc::MAP_TYPE | libc::MAP_ANONYMOUS), bits(libc::MAP_SHARED)),
+        ],
+    },
+    Rule { call: libc::SYS_fstatfs, any: &[When::Always] },
     Rule { call: libc::SYS_memfd_create, any: &[low(1, libc::MFD_HUGETLB, libc::MFD_HUGETLB)] },
 ];
 
@@ -141,6 +173,7 @@ pub fn rules(parts: &[Part]) -> Vec<Rule> {
         Part::Commands => [COMMANDS, &[]],
         Part::Paths => [PATHS, OLD_PATHS],
         Part::HugePages => [HUGE_PAGES, &[]],
+        Part::Sockets => [SOCKETS, &[]],
     };
     parts.iter().flat_map(of).flatten().copied().collect()
 }

@@ -29,6 +29,9 @@ const LAST_ADDRESS: u64 = 0x6000_0000_0000;
 const SIZE_SHIFT: u32 = 26;
 const SIZE_MASK: u32 = 0x3F;
 
+/// `HUGETLBFS_MAGIC` (linux/magic.h).
+const HUGETLBFS_MAGIC: u64 = 0x9584_58F6;
+
 /// The most ranges that are remembered, of all clients; neighbours count as one. Beyond it mmap is ENOMEM, as it is for a process with as many mappings
 /// (`vm.max_map_count`).
 const MOST_RANGES: usize = 65_530;
@@ -149,21 +152,21 @@ impl HugePages {
         if !is_anonymous && self.file_of(caller, low_signed(file)).is_none() {
             return Answer::GoesOn;
         }
-        if let Err(errno) = check_size(flags) {
+        let asks_for_huge = low_signed(flags.into()) & libc::MAP_HUGETLB != 0;
+        if asks_for_huge && let Err(errno) = check_size(flags) {
             return Answer::Error(errno);
         }
         let is_fixed = low_signed(flags.into()) & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
+        if is_fixed && !asks_for_huge {
+            return Answer::GoesOn;
+        }
         let Some(length) = round_up(length).filter(|_| !is_fixed || address.is_multiple_of(GRANULE)) else {
             return Answer::Error(libc::EINVAL);
         };
         if length > LAST_ADDRESS - FIRST_ADDRESS {
             return Answer::Error(libc::ENOMEM);
         }
-        let wanted = Wanted {
-            address: if is_fixed { address } else { self.place(length) },
-            length,
-            flags: (flags & !(libc::MAP_HUGETLB.cast_unsigned() | SIZE_MASK << SIZE_SHIFT)) | libc::MAP_NORESERVE.cast_unsigned(),
-        };
+        let wanted = Wanted { address: if is_fixed { address } else { self.place(length) }, length, flags: unlike(flags) };
         let Ok(process) = caller.process() else { return Answer::Error(libc::ENOMEM) };
         if is_anonymous && !self.has_room() {
             return Answer::Error(libc::ENOMEM);
@@ -181,6 +184,18 @@ impl HugePages {
                 Answer::Error(libc::ENOMEM)
             }
         }
+    }
+
+    /// fstatfs() of a file of huge pages: its page size is what programs ask for.
+    pub(crate) fn file_system(&self, caller: &Caller<'_>, notification: &Notification) -> Answer {
+        let [descriptor, to, ..] = notification.arguments;
+        if self.file_of(caller, low_signed(descriptor)).is_none() {
+            return Answer::GoesOn;
+        }
+        // `struct statfs`, 64 bits each: type, page size, then numbers without a limit; the length of names and the page size once more.
+        let words = [HUGETLBFS_MAGIC, GRANULE, 0, 0, 0, 0, 0, 0, 255, GRANULE, 0, 0, 0, 0, 0];
+        let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+        caller.write(to, &bytes).into()
     }
 
     fn file_of(&self, caller: &Caller<'_>, number: i32) -> Option<OwnedFd> {
@@ -218,6 +233,14 @@ fn join(ranges: &mut Vec<Range>, mut new: Range) {
 
 fn covers(ranges: &[Range], process: i32, start: u64, end: u64) -> bool {
     ranges.iter().any(|range| range.process == process && range.start <= start && end <= range.end)
+}
+
+/// The flags with which the call is let through.
+fn unlike(flags: u32) -> u32 {
+    let (all, shared) = (libc::MAP_TYPE.cast_unsigned(), libc::MAP_SHARED.cast_unsigned());
+    let flags = (flags & !(libc::MAP_HUGETLB.cast_unsigned() | SIZE_MASK << SIZE_SHIFT)) | libc::MAP_NORESERVE.cast_unsigned();
+    let is_shared_file = flags & (all | libc::MAP_ANONYMOUS.cast_unsigned()) == shared;
+    if is_shared_file { flags & !all | libc::MAP_SHARED_VALIDATE.cast_unsigned() } else { flags }
 }
 
 /// What the call is to be instead.

@@ -321,7 +321,7 @@ fn supervise(
     drop(here);
     attend(&supervisor, &reaper, caller, &client);
     // The last reference may be a thread's that waits for work; what clients had is closed by now.
-    supervisor.settle();
+    supervisor.end();
     0
 }
 
@@ -475,7 +475,7 @@ fn become_client(execution: &Execution, client: &Program, there: &OwnedFd) -> ! 
 }
 
 fn filter() -> Vec<Instruction> {
-    program(&rules(&[Part::Commands, Part::Paths, Part::HugePages]))
+    program(&rules(&[Part::Commands, Part::Paths, Part::HugePages, Part::Sockets]))
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod paths;
 mod program;
 mod supervisor;
 mod sys;
+mod vsock;
 mod workers;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -13,6 +13,8 @@ pub(crate) enum Shown {
     Device,
     /// The CPU pool, read only.
     Pool,
+    /// The device that tells the parent's CID.
+    Vsock,
     /// How many huge pages nobody has: clients look before they map.
     FreePages,
     /// How many there are.
@@ -20,8 +22,9 @@ pub(crate) enum Shown {
 }
 
 /// Where they are.
-const FILES: [(&[u8], Shown); 4] = [
+const FILES: [(&[u8], Shown); 5] = [
     (b"/dev/nitro_enclaves", Shown::Device),
+    (b"/dev/vsock", Shown::Vsock),
     (b"/sys/module/nitro_enclaves/parameters/ne_cpus", Shown::Pool),
     (b"/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", Shown::FreePages),
     (b"/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", Shown::AllPages),
@@ -29,6 +32,8 @@ const FILES: [(&[u8], Shown); 4] = [
 
 /// Major and minor number of the device: a miscellaneous device, with the minor that container tools give its node.
 const DEVICE_NUMBER: (u32, u32) = (10, 122);
+/// Those of `/dev/vsock`: its minor is any that is free.
+const VSOCK_NUMBER: (u32, u32) = (10, 121);
 
 /// What a path is relative to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +101,7 @@ impl Shown {
         }
         // The pool is set by the options of `exec`: a client's write could not be told that it is wrong.
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || is_set(libc::O_TRUNC);
-        if self != Self::Device && writes && !is_set(libc::O_PATH) { Err(libc::EACCES) } else { Ok(()) }
+        if !self.is_device() && writes && !is_set(libc::O_PATH) { Err(libc::EACCES) } else { Ok(()) }
     }
 
     /// What access() answers: the errno if not 0.
@@ -106,14 +111,27 @@ impl Shown {
         match mode {
             8.. => Err(libc::EINVAL),
             mode if mode & EXECUTE != 0 => Err(libc::EACCES),
-            mode if mode & WRITE != 0 && self != Self::Device => Err(libc::EACCES),
+            mode if mode & WRITE != 0 && !self.is_device() => Err(libc::EACCES),
             _ => Ok(()),
         }
     }
 
+    /// Of a device, its numbers.
+    fn number(self) -> Option<(u32, u32)> {
+        match self {
+            Self::Device => Some(DEVICE_NUMBER),
+            Self::Vsock => Some(VSOCK_NUMBER),
+            _ => None,
+        }
+    }
+
+    fn is_device(self) -> bool {
+        self.number().is_some()
+    }
+
     fn mode(self) -> u32 {
         match self {
-            Self::Device => libc::S_IFCHR | 0o666,
+            Self::Device | Self::Vsock => libc::S_IFCHR | 0o666,
             Self::Pool | Self::AllPages => libc::S_IFREG | 0o644,
             Self::FreePages => libc::S_IFREG | 0o444,
         }
@@ -121,7 +139,7 @@ impl Shown {
 
     /// sysfs says a page, whatever is in the file.
     fn size(self) -> u64 {
-        if self == Self::Device { 0 } else { 4096 }
+        if self.is_device() { 0 } else { 4096 }
     }
 
     /// A number of the file in its file system: one that no other file there is likely to have.
@@ -131,13 +149,14 @@ impl Shown {
             Self::Pool => 0x6E65_0002,
             Self::FreePages => 0x6E65_0003,
             Self::AllPages => 0x6E65_0004,
+            Self::Vsock => 0x6E65_0005,
         }
     }
 
     /// The directory whose file system it seems to be on.
     pub(crate) fn directory(self) -> &'static str {
         match self {
-            Self::Device => "/dev",
+            Self::Device | Self::Vsock => "/dev",
             _ => "/sys",
         }
     }
@@ -149,8 +168,8 @@ impl Shown {
         put(&mut bytes, 8, &self.inode().to_le_bytes());
         put(&mut bytes, 16, &1_u64.to_le_bytes());
         put(&mut bytes, 24, &self.mode().to_le_bytes());
-        if self == Self::Device {
-            put(&mut bytes, 40, &libc::makedev(DEVICE_NUMBER.0, DEVICE_NUMBER.1).to_le_bytes());
+        if let Some((major, minor)) = self.number() {
+            put(&mut bytes, 40, &libc::makedev(major, minor).to_le_bytes());
         }
         put(&mut bytes, 48, &self.size().to_le_bytes());
         put(&mut bytes, 56, &4096_u64.to_le_bytes());
@@ -172,9 +191,9 @@ impl Shown {
         for time in [64, 96, 112] {
             put(&mut bytes, time, &around.seconds.to_le_bytes());
         }
-        if self == Self::Device {
-            put(&mut bytes, 128, &DEVICE_NUMBER.0.to_le_bytes());
-            put(&mut bytes, 132, &DEVICE_NUMBER.1.to_le_bytes());
+        if let Some((major, minor)) = self.number() {
+            put(&mut bytes, 128, &major.to_le_bytes());
+            put(&mut bytes, 132, &minor.to_le_bytes());
         }
         put(&mut bytes, 136, &libc::major(around.device).to_le_bytes());
         put(&mut bytes, 140, &libc::minor(around.device).to_le_bytes());

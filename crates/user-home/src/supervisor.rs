@@ -20,6 +20,7 @@ use crate::handed::{Identity, Watch, identity, reopen};
 use crate::huge::{self, HugePages};
 use crate::paths::{Around, Base, Shown, low, low_signed};
 use crate::sys::{self, Notification};
+use crate::vsock::{self, Sockets};
 use crate::workers::Workers;
 
 /// What clients have open as the device: a character device to which poll, lseek and mmap do what they do to the driver's, and whose own commands are none.
@@ -32,6 +33,7 @@ pub(crate) struct Supervisor {
     listener: OwnedFd,
     enclaves: Enclaves,
     huge: HugePages,
+    sockets: Sockets,
     watch: Watch,
     workers: Workers,
     /// What clients have open as the device.
@@ -47,6 +49,7 @@ impl Supervisor {
         let device_file = rustix::fs::open(STAND_IN, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self {
             listener,
+            sockets: Sockets::new(device.world().clone()),
             enclaves: Enclaves::new(device),
             huge: HugePages::default(),
             watch: Watch::new()?,
@@ -65,7 +68,13 @@ impl Supervisor {
     pub(crate) fn settle(&self) -> bool {
         self.enclaves.settle();
         self.huge.forget_closed();
-        !self.enclaves.is_empty()
+        self.sockets.settle() || !self.enclaves.is_empty()
+    }
+
+    /// Gives back everything: no client is left.
+    pub(crate) fn end(&self) {
+        self.settle();
+        self.sockets.clear();
     }
 
     /// Answers notifications until no task is left that could make one.
@@ -97,6 +106,17 @@ impl Supervisor {
         let answer = match notification.call {
             libc::SYS_ioctl => return self.command(notification),
             libc::SYS_mmap => return self.later(notification, |this, caller, notification| this.huge.map(caller, notification)),
+            libc::SYS_fstatfs => self.huge.file_system(&caller, &notification),
+            libc::SYS_socket => self.sockets.create(&notification),
+            libc::SYS_bind => return self.later(notification, |this, caller, call| this.sockets.bind(caller, call)),
+            libc::SYS_connect => return self.later(notification, |this, caller, call| this.sockets.connect(caller, call)),
+            libc::SYS_accept | libc::SYS_accept4 => {
+                return self.later(notification, |this, caller, call| this.sockets.accept(caller, call));
+            }
+            libc::SYS_getsockname | libc::SYS_getpeername => self.sockets.name_of(&caller, &notification),
+            libc::SYS_shutdown => self.sockets.shutdown(&caller, &notification),
+            libc::SYS_getsockopt => self.sockets.option(&caller, &notification),
+            libc::SYS_setsockopt => self.sockets.set_option(&caller, &notification),
             libc::SYS_memfd_create => self.huge.memory_file(&caller, &self.watch, &notification),
             libc::SYS_openat => self.open(&caller, at, second, third),
             libc::SYS_openat2 => self.open2(&caller, at, second, third),
@@ -182,7 +202,7 @@ impl Supervisor {
         let wanted = OFlags::from_bits_retain(low(flags)) & kept;
         // Each open has a description of its own.
         let opened = match shown {
-            Shown::Device => reopen(self.device_file.as_fd(), wanted),
+            Shown::Device | Shown::Vsock => reopen(self.device_file.as_fd(), wanted),
             shown => {
                 sealed_file("nitroxide", &self.content(shown), Mode::from_raw_mode(0o444)).and_then(|file| reopen(file.as_fd(), wanted))
             }
@@ -196,7 +216,7 @@ impl Supervisor {
     /// What is read from a file.
     fn content(&self, shown: Shown) -> Vec<u8> {
         match shown {
-            Shown::Device => Vec::new(),
+            Shown::Device | Shown::Vsock => Vec::new(),
             Shown::Pool => self.enclaves.device().pool_text(),
             Shown::FreePages | Shown::AllPages => format!("{}\n", huge::pages()).into_bytes(),
         }
@@ -209,6 +229,9 @@ impl Supervisor {
         let word = low(word);
         let Some(file) = file_behind(&caller, low_signed(descriptor)) else { return self.finish(&notification, Answer::GoesOn) };
         if file == self.device_identity {
+            if word == vsock::GET_LOCAL_CID {
+                return self.finish(&notification, caller.write(argument, &vsock::PARENT.to_le_bytes()).into());
+            }
             if word == ioctl::CREATE_VM {
                 return self.later(notification, move |this, caller, _| this.enclaves.create(caller, &this.huge, &this.watch, argument));
             }
@@ -216,7 +239,12 @@ impl Supervisor {
         }
         let Some(open) = self.enclaves.get(file) else { return self.finish(&notification, Answer::GoesOn) };
         if enclave_call_needs_lock(word) {
-            self.later(notification, move |this, caller, _| this.enclaves.enclave_call(&open, caller, &this.huge, word, argument));
+            self.later(notification, move |this, caller, _| {
+                if word == ioctl::START_ENCLAVE {
+                    open.set_heartbeat(this.enclaves.device(), &this.sockets);
+                }
+                this.enclaves.enclave_call(&open, caller, &this.huge, word, argument)
+            });
         } else {
             let answer = self.enclaves.enclave_call(&open, &caller, &self.huge, word, argument);
             // Before the answer, after which the caller may close it, and that may be the end of it.

@@ -290,6 +290,51 @@ fn directed_conformance_cases_are_answered_as_by_the_c_driver() {
     user.nothing_is_left();
 }
 
+/// Where AF_VSOCK differs from Linux' own (crates/conformance/record/linux-vsock.txt), and why.
+const VSOCK_DIFFERENCES: &[(&str, &str, &str)] = &[
+    ("fresh/6", "OUT|HUP", "a UNIX socket hangs up until it is connected"),
+    ("fresh/8", "EINVAL", "a UNIX socket that is not connected"),
+    ("options/36", "5 s 250000 us", "Linux rounds to ticks of its clock"),
+    ("bind/9", "0", "CID 2 is taken for the parent's"),
+    ("bind/10", "2:7000, length 16", "the same"),
+    ("bind/25", "OUT|HUP", "as fresh/6"),
+    ("listen/11", "EINVAL", "as fresh/8"),
+    ("refused/3", "OUT|HUP", "as fresh/6"),
+    ("refused/8", "OUT|HUP", "the same"),
+    ("refused/17", "OUT|HUP", "the same"),
+    ("connection/30", "1", "UNIX sockets have data out of band"),
+    ("connection/32", "IN|PRI|OUT", "the same"),
+    ("ends/2", "OUT", "a UNIX socket stays writable, with EPIPE"),
+    ("ends/8", "IN|OUT|HUP|RDHUP", "the same"),
+    ("ends/12", "3:7040, length 16", "a UNIX socket stays connected to who is gone"),
+    ("ends/13", "IN|OUT|HUP|RDHUP", "the same"),
+    ("reset/0", "IN|OUT|ERR|HUP|RDHUP", "a UNIX socket tells of data that were not read"),
+    ("reset/1", "ECONNRESET", "the same"),
+    ("reset/3", "IN|OUT|ERR|HUP|RDHUP", "the same"),
+    ("reset/4", "ECONNRESET", "the same"),
+    ("not-blocking/9", "IN|OUT|ERR|HUP|RDHUP", "a UNIX socket whose connection was refused"),
+    ("not-blocking/13", "EPIPE", "the same"),
+];
+
+#[test]
+fn vsock_answers_as_linux_does() {
+    let user = User::new();
+    let program = user.bring("nitroxide-conformance", &guest_program("nitroxide-conformance"));
+    let output = user.run(&[program.to_str().unwrap(), "vsock"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let record = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conformance/record/linux-vsock.txt");
+    let (recorded, answered) = (steps(&fs::read_to_string(record).unwrap()), steps(&text(&output.stdout)));
+    assert_eq!(recorded.keys().collect::<Vec<_>>(), answered.keys().collect::<Vec<_>>());
+    let differences: BTreeMap<_, _> = answered.iter().filter(|(step, answer)| recorded[*step] != **answer).collect();
+    let expected: Vec<_> = VSOCK_DIFFERENCES.iter().map(|(step, answer, _)| (step.to_string(), answer.to_string())).collect();
+    let mut found: Vec<_> = differences.into_iter().map(|(step, (_, answer))| (step.clone(), answer.clone())).collect();
+    found.sort_by_key(|(step, _)| expected.iter().position(|(known, _)| known == step));
+    assert_eq!(found, expected);
+    user.nothing_is_left();
+    let sockets = fs::read_dir(user.path("world/vsock/3")).unwrap().count();
+    assert_eq!(sockets, 0, "ports are left");
+}
+
 #[test]
 fn random_conformance_sequences_leave_nothing() {
     let user = User::new();

@@ -10,6 +10,9 @@ use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, bind};
 use rustix::rand::{GetRandomFlags, getrandom};
 
+/// The CID of the parent (`VMADDR_CID` of an instance with enclaves).
+const PARENT: u32 = 3;
+
 /// What every such name begins with.
 const PREFIX: &str = "nitroxide/";
 
@@ -33,10 +36,39 @@ impl VsockAddress {
         is_nonce.then_some(Self { cid: number(cid)?, port: number(port)? })
     }
 
+    /// Reads the name of a socket: an abstract one as above, or the path under which [`World::bind_socket`](crate::World::bind_socket) bound it to a port of the
+    /// parent.
+    #[must_use]
+    pub fn from_socket_name(name: &SocketAddrUnix) -> Option<Self> {
+        match name.abstract_name() {
+            Some(name) => Self::from_abstract_name(name),
+            None => Self::from_path(name.path_bytes()?),
+        }
+    }
+
+    /// `/proc/self/fd/<directory>/<port>.sock`, or with `.<pid>` behind the port.
+    fn from_path(path: &[u8]) -> Option<Self> {
+        let (directory, name) = std::str::from_utf8(path).ok()?.strip_prefix("/proc/self/fd/")?.split_once('/')?;
+        number(directory)?;
+        let name = name.strip_suffix(".sock")?;
+        let (port, pid) = name.split_once('.').map_or((name, None), |(port, pid)| (port, Some(pid)));
+        pid.is_none_or(|pid| number(pid).is_some()).then_some(Self { cid: PARENT, port: number(port)? })
+    }
+
     /// The abstract name of this address with a random part, without the leading zero byte.
     fn abstract_name(self, nonce: u64) -> String {
         format!("{PREFIX}{}:{}/{nonce:016x}", self.cid, self.port)
     }
+}
+
+/// The address that a socket has bound, or that the one has which it was accepted from; `None` when it is none of ours.
+///
+/// # Errors
+///
+/// What `getsockname` gave.
+pub fn own_address(socket: impl AsFd) -> std::io::Result<Option<VsockAddress>> {
+    let address = rustix::net::getsockname(socket)?;
+    Ok(SocketAddrUnix::try_from(address).ok().as_ref().and_then(VsockAddress::from_socket_name))
 }
 
 /// The address that the peer of a connected socket bound, or `None` when it bound none of ours.
@@ -47,11 +79,15 @@ impl VsockAddress {
 pub fn peer_address(socket: impl AsFd) -> std::io::Result<Option<VsockAddress>> {
     let Some(address) = rustix::net::getpeername(socket)? else { return Ok(None) };
     let address = SocketAddrUnix::try_from(address)?;
-    Ok(address.abstract_name().and_then(VsockAddress::from_abstract_name))
+    Ok(VsockAddress::from_socket_name(&address))
 }
 
 /// Gives a socket that is about to connect the name of `address`.
-pub(crate) fn bind_source(socket: impl AsFd, address: VsockAddress) -> rustix::io::Result<()> {
+///
+/// # Errors
+///
+/// EINVAL if it has a name already.
+pub fn bind_source(socket: impl AsFd, address: VsockAddress) -> rustix::io::Result<()> {
     loop {
         let mut nonce = [0; 8];
         getrandom(&mut nonce, GetRandomFlags::empty())?;
@@ -78,6 +114,24 @@ mod tests {
         for (cid, port) in [(0, 0), (3, 9000), (u32::MAX, u32::MAX)] {
             let address = VsockAddress { cid, port };
             assert_eq!(VsockAddress::from_abstract_name(address.abstract_name(u64::MAX).as_bytes()), Some(address));
+        }
+    }
+
+    #[test]
+    fn bound_ports_are_read_from_their_paths() {
+        let read = |path: &str| VsockAddress::from_path(path.as_bytes()).map(|address| (address.cid, address.port));
+        assert_eq!(read("/proc/self/fd/7/5000.sock"), Some((3, 5000)));
+        assert_eq!(read("/proc/self/fd/7/9000.4711.sock"), Some((3, 9000)));
+        for path in [
+            "",
+            "/run/5000.sock",
+            "/proc/self/fd/7/5000",
+            "/proc/self/fd/x/5000.sock",
+            "/proc/self/fd/7/05.sock",
+            "/proc/self/fd/7/9000.x.sock",
+            "/proc/self/fd/7/a/5.sock",
+        ] {
+            assert_eq!(read(path), None, "{path}");
         }
     }
 

@@ -5,15 +5,19 @@
 //! ECONNREFUSED if nothing is bound to the file and EPROTOTYPE if a stream socket is (unix_find_bsd() in net/unix/af_unix.c), and in
 //! neither case does accept() see anything. Paths go through /proc/self/fd, so a world's own path may be of any length.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FileType, OFlags, fcntl_getfl, fcntl_setfl, statat, unlinkat};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen,
+    sendmsg, socket_with,
+};
 
 use crate::dir::{Room, World};
 use crate::id::enclave_id;
@@ -210,6 +214,22 @@ impl World {
     ///
     /// `ConnectionRefused` when nobody listens; `WouldBlock` when the listener's queue is full.
     pub fn connect(&self, endpoint: Endpoint, from: Option<VsockAddress>) -> io::Result<UnixStream> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        if let Some(from) = from {
+            bind_source(&socket, from)?;
+        }
+        self.connect_socket(&socket, endpoint)?;
+        set_blocking(&socket)?;
+        Ok(socket.into())
+    }
+
+    /// Connects a socket that somebody else made; it waits as long as that socket does while the listener's queue is full.
+    ///
+    /// # Errors
+    ///
+    /// As [`World::connect`], and what else `connect` gives.
+    pub fn connect_socket(&self, socket: impl AsFd, endpoint: Endpoint) -> io::Result<()> {
         let (room, name) = endpoint.place();
         let entry = statat(self.room(room), &name, AtFlags::SYMLINK_NOFOLLOW);
         match entry.map(|entry| FileType::from_raw_mode(entry.st_mode)) {
@@ -218,18 +238,11 @@ impl World {
             Ok(_) | Err(Errno::NOENT) => return Err(Errno::CONNREFUSED.into()),
             Err(errno) => return Err(errno.into()),
         }
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        if let Some(from) = from {
-            bind_source(&socket, from)?;
+        match connect(socket, &self.socket_address(room, &name)?) {
+            Ok(()) => Ok(()),
+            Err(Errno::NOENT) => Err(Errno::CONNREFUSED.into()),
+            Err(errno) => Err(errno.into()),
         }
-        match connect(&socket, &self.socket_address(room, &name)?) {
-            Ok(()) => {}
-            Err(Errno::NOENT) => return Err(Errno::CONNREFUSED.into()),
-            Err(errno) => return Err(errno.into()),
-        }
-        set_blocking(&socket)?;
-        Ok(socket.into())
     }
 
     /// As [`World::connect`], but waits up to `patience` while the listener's queue is full.
@@ -260,6 +273,17 @@ impl World {
         // An empty send buffer takes these few bytes at once.
         send_question(&mut stream, port)?;
         Ok(stream)
+    }
+
+    /// Asks a listener that stands for a whole guest whether it takes a connection to `port`, without ever waiting. The connection's stream is given when it does.
+    ///
+    /// # Errors
+    ///
+    /// As [`World::ask`].
+    pub fn prepare(&self, endpoint: Endpoint, from: Option<VsockAddress>, port: u32) -> io::Result<Prepared> {
+        let mut stream = self.connect(endpoint, from)?;
+        send_line(&mut stream, "PREPARE", port)?;
+        Ok(Prepared { stream, line: Vec::with_capacity(LONGEST_ANSWER) })
     }
 
     /// Connects to `port` of the parent, be it a process's listener or a virtual machine, as the address `from`.
@@ -322,6 +346,45 @@ impl World {
     }
 }
 
+/// A guest that was asked for a connection whose stream is not there yet.
+#[derive(Debug)]
+pub struct Prepared {
+    stream: UnixStream,
+    /// What has come of the answer.
+    line: Vec<u8>,
+}
+
+impl Prepared {
+    /// Waits for the guest's answer for so long; `false` if there is none yet.
+    ///
+    /// # Errors
+    ///
+    /// `ConnectionReset` when the guest refuses.
+    pub fn is_accepted(&mut self, wait: Duration) -> io::Result<bool> {
+        // No time at all would be no limit.
+        self.stream.set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
+        match read_line(&mut self.stream, &mut self.line) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the stream of a connection that is accepted. The guest's end keeps a descriptor of its own.
+    ///
+    /// # Errors
+    ///
+    /// If the guest is gone.
+    pub fn give(self, stream: BorrowedFd<'_>) -> io::Result<()> {
+        let files = [stream];
+        let mut space = [const { MaybeUninit::uninit() }; rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&files));
+        sendmsg(&self.stream, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+}
+
 /// What lies at a socket's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
@@ -337,8 +400,12 @@ pub(crate) enum Found {
 
 /// Asks a listener that stands for a whole guest for a port.
 fn send_question(stream: &mut UnixStream, port: u32) -> io::Result<()> {
+    send_line(stream, "CONNECT", port)
+}
+
+fn send_line(stream: &mut UnixStream, word: &str, port: u32) -> io::Result<()> {
     // A listener that hangs up before it has read us shows as a broken pipe; for the caller that is the same refusal.
-    stream.write_all(format!("CONNECT {port}\n").as_bytes()).map_err(|error| match error.kind() {
+    stream.write_all(format!("{word} {port}\n").as_bytes()).map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => io::ErrorKind::ConnectionReset.into(),
         _ => error,
     })
@@ -346,7 +413,11 @@ fn send_question(stream: &mut UnixStream, port: u32) -> io::Result<()> {
 
 /// Reads `OK <port>` and its line feed, not one byte more.
 fn read_answer(stream: &mut impl Read) -> io::Result<u32> {
-    let mut line = Vec::with_capacity(LONGEST_ANSWER);
+    read_line(stream, &mut Vec::with_capacity(LONGEST_ANSWER))
+}
+
+/// Goes on with reading a line of which some may have come before.
+fn read_line(stream: &mut impl Read, line: &mut Vec<u8>) -> io::Result<u32> {
     loop {
         let mut byte = [0];
         match stream.read(&mut byte) {

@@ -49,8 +49,10 @@ fn interpret(program: &[Instruction], call: &Call) -> u32 {
     }
 }
 
+const ALL: &[Part] = &[Part::Commands, Part::Paths, Part::HugePages, Part::Sockets];
+
 fn whole() -> Vec<Instruction> {
-    program(&rules(&[Part::Commands, Part::Paths, Part::HugePages]))
+    program(&rules(ALL))
 }
 
 #[test]
@@ -137,10 +139,40 @@ fn every_call_of_the_table_is_notified_or_left_alone() {
         (libc::SYS_ioctl, [3, 0x4020_AE46, 0, 0, 0, 0], false),
         (libc::SYS_ioctl, [3, 0x5401, 0, 0, 0, 0], false),
         (libc::SYS_ioctl, [3, 0x5421, 0, 0, 0, 0], false),
+        // IOCTL_VM_SOCKETS_GET_LOCAL_CID and its neighbour
+        (libc::SYS_ioctl, [3, 0x7B9, 0, 0, 0, 0], true),
+        (libc::SYS_ioctl, [3, 0x7BA, 0, 0, 0, 0], false),
+        (libc::SYS_socket, [40, 1, 0, 0, 0, 0], true),
+        (libc::SYS_socket, [40 | 1 << 32, 1, 0, 0, 0, 0], true),
+        (libc::SYS_socket, [2, 1, 0, 0, 0, 0], false),
+        (libc::SYS_socketpair, [40, 1, 0, 4, 0, 0], false),
+        (libc::SYS_bind, [3, 1, 16, 0, 0, 0], true),
+        (libc::SYS_connect, [3, 1, 16, 0, 0, 0], true),
+        (libc::SYS_listen, [3, 128, 0, 0, 0, 0], false),
+        (libc::SYS_getsockname, [3, 1, 2, 0, 0, 0], true),
+        (libc::SYS_getpeername, [3, 1, 2, 0, 0, 0], true),
+        (libc::SYS_accept, [3, 1, 2, 0, 0, 0], true),
+        (libc::SYS_accept, [3, 0, 0, 0, 0, 0], false),
+        (libc::SYS_accept4, [3, 1, 2, 0x80000, 0, 0], true),
+        (libc::SYS_accept4, [3, 0, 0, 0x80000, 0, 0], false),
+        (libc::SYS_setsockopt, [3, 40, 6, 1, 16, 0], true),
+        (libc::SYS_setsockopt, [3, 1, 40, 1, 16, 0], false),
+        (libc::SYS_getsockopt, [3, 40, 0, 1, 2, 0], true),
+        (libc::SYS_getsockopt, [3, 1, 39, 1, 2, 0], true),
+        (libc::SYS_getsockopt, [3, 1, 4, 1, 2, 0], false),
+        (libc::SYS_sendto, [3, 1, 4, 0, 1, 16], false),
+        (libc::SYS_recvfrom, [3, 1, 4, 0, 1, 2], false),
+        (libc::SYS_shutdown, [3, 1, 0, 0, 0, 0], true),
         (libc::SYS_mmap, [0, 0x20_0000, 3, 0x22 | HUGETLB, u64::MAX, 0], true),
         (libc::SYS_mmap, [0, 0x20_0000, 3, 0x22 | HUGETLB | 21 << 26, u64::MAX, 0], true),
         (libc::SYS_mmap, [0, 4096, 3, 0x22, u64::MAX, 0], false),
         (libc::SYS_mmap, [0, 4096, 3, HUGETLB << 32 | 0x22, u64::MAX, 0], false),
+        // A file, shared; the same with MAP_SHARED_VALIDATE; private; shared and anonymous
+        (libc::SYS_mmap, [0, 4096, 3, 1, 5, 0], true),
+        (libc::SYS_mmap, [0, 4096, 3, 3, 5, 0], false),
+        (libc::SYS_mmap, [0, 4096, 3, 2, 5, 0], false),
+        (libc::SYS_mmap, [0, 4096, 3, 0x21, u64::MAX, 0], false),
+        (libc::SYS_fstatfs, [5, 1, 0, 0, 0, 0], true),
         (libc::SYS_memfd_create, [1, 4, 0, 0, 0, 0], true),
         (libc::SYS_memfd_create, [1, 3, 0, 0, 0, 0], false),
         (libc::SYS_open, [1, 2, 0, 0, 0, 0], true),
@@ -189,7 +221,7 @@ fn calls_of_another_architecture_and_of_x32_are_left_alone() {
 
 #[test]
 fn no_two_rules_are_for_one_call_and_the_program_is_one_the_kernel_takes() {
-    let rules = rules(&[Part::Commands, Part::Paths, Part::HugePages]);
+    let rules = rules(ALL);
     for (index, rule) in rules.iter().enumerate() {
         assert!(rules[..index].iter().all(|other| other.call != rule.call), "{rule:?} stands twice");
     }
@@ -206,8 +238,12 @@ fn wanted(call: &Call) -> bool {
     let low = |index: usize| u32::try_from(call.arguments[index] & 0xFFFF_FFFF).unwrap();
     call.architecture == ARCHITECTURE
         && match call.number {
-            libc::SYS_ioctl => (low(1) >> 8) & 0xFF == 0xAE && (0x20..0x40).contains(&(low(1) & 0xFF)),
-            libc::SYS_mmap => low(3) & 0x40000 != 0,
+            libc::SYS_ioctl => ((low(1) >> 8) & 0xFF == 0xAE && (0x20..0x40).contains(&(low(1) & 0xFF))) || low(1) == 0x7B9,
+            libc::SYS_socket => low(0) == 40,
+            libc::SYS_accept | libc::SYS_accept4 => call.arguments[1] != 0,
+            libc::SYS_setsockopt => low(1) == 40,
+            libc::SYS_getsockopt => low(1) == 40 || low(2) == 39,
+            libc::SYS_mmap => low(3) & 0x40000 != 0 || low(3) & 0x2F == 1,
             libc::SYS_memfd_create => low(1) & 4 != 0,
             libc::SYS_newfstatat => low(3) & 0x1000 == 0,
             libc::SYS_statx => low(2) & 0x1000 == 0,
@@ -227,6 +263,12 @@ fn wanted(call: &Call) -> bool {
                 libc::SYS_lgetxattr,
                 libc::SYS_listxattr,
                 libc::SYS_llistxattr,
+                libc::SYS_bind,
+                libc::SYS_connect,
+                libc::SYS_shutdown,
+                libc::SYS_fstatfs,
+                libc::SYS_getsockname,
+                libc::SYS_getpeername,
             ]
             .contains(&number),
         }
@@ -237,7 +279,7 @@ fn argument() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),
         (0xAE00_u64..0xAF00).prop_flat_map(|word| any::<u64>().prop_map(move |high| (high & !0xFFFF) | word)),
-        prop::sample::select(vec![0, 1, 4, 0x1000, 0x40000, 0x1000_0000_0000, 0x4_0000_0000_0000]),
+        prop::sample::select(vec![0, 1, 3, 4, 0x21, 39, 40, 0x7B9, 0x28_0000_0000, 0x1000, 0x40000, 0x1000_0000_0000, 0x4_0000_0000_0000]),
     ]
 }
 
@@ -245,7 +287,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(20_000))]
     #[test]
     fn program_agrees_with_the_predicate(
-        number in prop_oneof![0_i64..480, prop::sample::select(rules(&[Part::Commands, Part::Paths, Part::HugePages])).prop_map(|rule| rule.call)],
+        number in prop_oneof![0_i64..480, prop::sample::select(rules(ALL)).prop_map(|rule| rule.call)],
         architecture in prop_oneof![9 => Just(ARCHITECTURE), 1 => any::<u32>()],
         arguments in prop::array::uniform6(argument()),
     ) {

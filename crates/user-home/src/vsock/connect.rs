@@ -1,0 +1,211 @@
+//! connect(): to a program of the parent, to an enclave, to a console.
+//!
+//! What is connected is the client's own socket: a copy of its descriptor is used here, so that what the client has registered for it stays. A UNIX stream cannot
+//! be connected a second time, so a guest is asked first, over another stream ([`nitroxide_world::Prepared`]), and the client's socket is touched only once it
+//! has accepted.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nitroxide_world::rendezvous::CONSOLE_PORT_OFFSET;
+use nitroxide_world::{Endpoint, VsockAddress, bind_source, own_address};
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, getpeername, getsockname, listen, socket_with,
+};
+
+use super::address::{ANY, HOST, HYPERVISOR, LOCAL, PARENT};
+use super::{Kind, Sockets, Tracked};
+use crate::answer::Answer;
+use crate::caller::Caller;
+use crate::lock;
+
+/// How long a guest's answer is waited for before the caller is looked at.
+const SLICE: Duration = Duration::from_millis(20);
+/// How long a listener with a full queue is waited for: as short as can be, since AF_VSOCK refuses at once.
+const NO_TIME: Duration = Duration::from_micros(1);
+/// Connections of strangers that are turned away while our own is waited for.
+const MOST_STRANGERS: usize = 16;
+
+impl Sockets {
+    /// connect() of one of ours to a valid address.
+    pub(super) fn connect_tracked(&self, caller: &Caller<'_>, tracked: &Tracked, copy: &OwnedFd, to: VsockAddress) -> Answer {
+        if lock(tracked).peer.is_some() {
+            return Answer::Error(libc::EISCONN);
+        }
+        if sockopt::socket_acceptconn(copy).unwrap_or(false) {
+            return Answer::Error(libc::EINVAL);
+        }
+        match self.reach(caller, tracked, copy, to) {
+            Ok(()) => {
+                lock(tracked).peer = Some(to);
+                Answer::Value(0)
+            }
+            // Programs that do not wait look for the error later, and some for none now.
+            Err(errno) if errno != libc::EINTR && super::is_nonblocking(copy) && refuse_later(copy).is_ok() => {
+                Answer::Error(libc::EINPROGRESS)
+            }
+            Err(errno) => Answer::Error(errno),
+        }
+    }
+
+    fn reach(&self, caller: &Caller<'_>, tracked: &Tracked, copy: &OwnedFd, to: VsockAddress) -> Result<(), i32> {
+        let is_here = [PARENT, LOCAL, HOST].contains(&to.cid);
+        let from = self.name(tracked, copy, if is_here { LOCAL } else { PARENT })?;
+        match to.cid {
+            _ if is_here => self.reach_parent(caller, copy, to.port),
+            HYPERVISOR => self.reach_at_once(copy, Endpoint::Console(to.port.wrapping_sub(CONSOLE_PORT_OFFSET))),
+            ANY => Err(libc::ECONNRESET),
+            cid => {
+                let (kind, patience) = {
+                    let socket = lock(tracked);
+                    (socket.kind, socket.options.connect_timeout)
+                };
+                // Enclaves have streams only.
+                if kind == Kind::Packets {
+                    Err(libc::ESOCKTNOSUPPORT)
+                } else {
+                    self.reach_guest(caller, copy, from, (cid, to.port), patience)
+                }
+            }
+        }
+    }
+
+    /// Gives a socket the name by which its peer knows it, unless it has one; its port is chosen if it was not bound.
+    fn name(&self, tracked: &Tracked, copy: &OwnedFd, cid: u32) -> Result<VsockAddress, i32> {
+        let mut socket = lock(tracked);
+        let port = match socket.own {
+            Some(own) => own.port,
+            None => self.free_port().map_err(|error| error.raw_os_error().unwrap_or(libc::EADDRNOTAVAIL))?,
+        };
+        let from = VsockAddress { cid, port };
+        if !socket.is_named {
+            bind_source(copy, from).map_err(rustix::io::Errno::raw_os_error)?;
+            socket.is_named = true;
+        }
+        socket.own.get_or_insert(VsockAddress { cid: ANY, port });
+        Ok(from)
+    }
+
+    fn reach_parent(&self, caller: &Caller<'_>, copy: &OwnedFd, port: u32) -> Result<(), i32> {
+        let heartbeats = self.heartbeat_endpoints(caller, port);
+        let mut last = libc::ECONNRESET;
+        for endpoint in heartbeats.into_iter().chain([Endpoint::ParentPort(port)]) {
+            match self.reach_at_once(copy, endpoint) {
+                Ok(()) => return Ok(()),
+                Err(errno) => last = errno,
+            }
+        }
+        Err(last)
+    }
+
+    fn reach_at_once(&self, copy: &OwnedFd, endpoint: Endpoint) -> Result<(), i32> {
+        without_waiting(copy, || self.world.connect_socket(copy, endpoint)).map_err(|error| refusal(&error))
+    }
+
+    fn reach_guest(
+        &self,
+        caller: &Caller<'_>,
+        copy: &OwnedFd,
+        from: VsockAddress,
+        (cid, port): (u32, u32),
+        patience: Duration,
+    ) -> Result<(), i32> {
+        let until = Instant::now() + patience;
+        let refused = |error: io::Error| refusal(&error);
+        let mut prepared = loop {
+            match self.world.prepare(Endpoint::Enclave(cid), Some(from), port) {
+                // Many connect at this moment; the device takes them one by one.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    goes_on(caller, until)?;
+                    std::thread::sleep(SLICE / 4);
+                }
+                other => break other.map_err(refused)?,
+            }
+        };
+        while !prepared.is_accepted(SLICE).map_err(refused)? {
+            goes_on(caller, until)?;
+        }
+        let stream = join(copy).map_err(refused)?;
+        prepared.give(stream.as_fd()).map_err(refused)
+    }
+}
+
+/// Is there still somebody who waits, and time to wait? connect() of AF_VSOCK always ends with EINTR at a signal: it has a time limit.
+fn goes_on(caller: &Caller<'_>, until: Instant) -> Result<(), i32> {
+    match () {
+        () if !caller.is_waiting() || caller.has_signal() => Err(libc::EINTR),
+        () if Instant::now() >= until => Err(libc::ETIMEDOUT),
+        () => Ok(()),
+    }
+}
+
+/// What AF_VSOCK says where UNIX sockets say this: nobody listens, the queue is full, or the listener is of another type.
+fn refusal(error: &io::Error) -> i32 {
+    match error.raw_os_error() {
+        Some(libc::ECONNREFUSED | libc::EAGAIN | libc::EPROTOTYPE | libc::EPIPE) | None => libc::ECONNRESET,
+        Some(errno) => errno,
+    }
+}
+
+/// Does something with a socket that must not wait in it. Its flags are the client's and stay; a time limit is set back.
+fn without_waiting(copy: &OwnedFd, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    if super::is_nonblocking(copy) {
+        return act();
+    }
+    let before = sockopt::socket_timeout(copy, Timeout::Send)?;
+    sockopt::set_socket_timeout(copy, Timeout::Send, Some(NO_TIME))?;
+    let result = act();
+    sockopt::set_socket_timeout(copy, Timeout::Send, before)?;
+    result
+}
+
+/// Connects a client's socket with a new one, which is returned.
+///
+/// The name in between is open to everybody, so who comes is compared with who should.
+fn join(copy: &OwnedFd) -> io::Result<OwnedFd> {
+    let listener = private_listener()?;
+    without_waiting(copy, || Ok(connect(copy, &SocketAddrUnix::try_from(getsockname(&listener)?)?)?))?;
+    let own = SocketAddrUnix::try_from(getsockname(copy)?)?;
+    for _ in 0..MOST_STRANGERS {
+        let stream = accept_with(&listener, SocketFlags::CLOEXEC)?;
+        let peer = getpeername(&stream)?.and_then(|name| SocketAddrUnix::try_from(name).ok());
+        if peer.as_ref() == Some(&own) {
+            return Ok(stream);
+        }
+    }
+    Err(io::ErrorKind::ConnectionReset.into())
+}
+
+/// Lets a client's socket end as one does whose connection was refused: poll tells, and SO_ERROR is ECONNRESET.
+fn refuse_later(copy: &OwnedFd) -> io::Result<()> {
+    let listener = private_listener()?;
+    connect(copy, &SocketAddrUnix::try_from(getsockname(&listener)?)?)?;
+    // Closed with a connection that was not accepted.
+    drop(listener);
+    Ok(())
+}
+
+/// A listener under a name that the kernel chooses.
+fn private_listener() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    bind(&listener, &SocketAddrUnix::new_unnamed())?;
+    listen(&listener, i32::try_from(MOST_STRANGERS).unwrap_or(1))?;
+    Ok(listener)
+}
+
+/// Who a socket that was accepted is connected to. Programs of the parent are seen under the loopback's CID, those without a name among them.
+pub(super) fn peer_of(accepted: &OwnedFd) -> VsockAddress {
+    match nitroxide_world::peer_address(accepted).ok().flatten() {
+        Some(VsockAddress { cid: PARENT, port }) => VsockAddress { cid: LOCAL, port },
+        Some(peer) => peer,
+        None => VsockAddress { cid: LOCAL, port: ANY },
+    }
+}
+
+/// The address of a socket that was accepted from a listener of the parent, if it was.
+pub(super) fn own_of(accepted: &OwnedFd) -> Option<VsockAddress> {
+    own_address(accepted).ok().flatten().filter(|own| own.cid == PARENT)
+}
