@@ -97,6 +97,8 @@ pub(crate) struct Sockets {
 #[derive(Debug)]
 struct Table {
     sockets: HashMap<Identity, Arc<Tracked>>,
+    /// Ports that clients have bound, now or before: whoever was accepted from one is ours. Programs of ours have UNIX sockets of the same shape.
+    bound: HashSet<u32>,
     sweep_at: usize,
 }
 
@@ -133,7 +135,7 @@ impl Room {
 
 impl Sockets {
     pub(crate) fn new(world: World) -> Self {
-        Self { world, table: Mutex::new(Table { sockets: HashMap::new(), sweep_at: FIRST_SWEEP }) }
+        Self { world, table: Mutex::new(Table { sockets: HashMap::new(), bound: HashSet::new(), sweep_at: FIRST_SWEEP }) }
     }
 
     /// socket(AF_VSOCK).
@@ -191,6 +193,7 @@ impl Sockets {
             let endpoint = if is_heartbeats { Endpoint::Heartbeat(process.cast_unsigned()) } else { Endpoint::ParentPort(port) };
             match self.world.bind_socket(&copy, endpoint) {
                 Ok(file) => {
+                    lock(&self.table).bound.insert(port);
                     socket.file = Some(file);
                     socket.heartbeats_of = is_heartbeats.then_some(process);
                     socket.own = Some(VsockAddress { port, ..address });
@@ -328,7 +331,7 @@ impl Sockets {
         if sockopt::socket_domain(copy).ok()? != AddressFamily::UNIX {
             return None;
         }
-        let own = connect::own_of(copy)?;
+        let own = connect::own_of(copy).filter(|own| lock(&self.table).bound.contains(&own.port))?;
         let kind = if sockopt::socket_type(copy).ok()? == SocketType::STREAM { Kind::Stream } else { Kind::Packets };
         let peer = rustix::net::getpeername(copy).is_ok().then(|| connect::peer_of(copy));
         Some(self.track(identity, Socket { own: Some(own), peer, is_named: true, ..Socket::new(kind) }))

@@ -22,6 +22,6 @@ pub use claim::{Claim, ClaimError, Kind};
 pub use dir::{OpenError, World};
 pub use id::{enclave_id, slot_of_enclave_id};
 pub use kinds::{CidClaim, NameClaim, SlotClaim};
-pub use peer::{VsockAddress, bind_source, own_address, peer_address};
+pub use peer::{VsockAddress, bind_source, peer_address};
 pub use rendezvous::{BindError, Endpoint, Listener, Prepared, SocketFile};
 pub use sweep::Swept;

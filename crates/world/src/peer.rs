@@ -61,16 +61,6 @@ impl VsockAddress {
     }
 }
 
-/// The address that a socket has bound, or that the one has which it was accepted from; `None` when it is none of ours.
-///
-/// # Errors
-///
-/// What `getsockname` gave.
-pub fn own_address(socket: impl AsFd) -> std::io::Result<Option<VsockAddress>> {
-    let address = rustix::net::getsockname(socket)?;
-    Ok(SocketAddrUnix::try_from(address).ok().as_ref().and_then(VsockAddress::from_socket_name))
-}
-
 /// The address that the peer of a connected socket bound, or `None` when it bound none of ours.
 ///
 /// # Errors

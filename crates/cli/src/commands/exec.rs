@@ -3,16 +3,19 @@
 //! It ends as the client does: with its exit status, or by the signal that killed it. Failures of its own have a shell's: 127 for a program that is
 //! not found, 126 for one that cannot be run, 125 for everything else.
 
+use std::ffi::OsString;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::process::ExitCode;
 
 use nitroxide_client::{LocalOptions, ServedDevice};
 use nitroxide_user_home::{Execution, RunError, become_program, is_supervised};
+use nitroxide_world::World;
 
 use crate::{
     arguments::{EngineKind, ExecArguments},
     codes::ErrorCode,
     failure::{self, Failure},
-    launch,
+    launch, world,
 };
 
 /// Of failures that are neither the client's nor a shell's.
@@ -24,7 +27,7 @@ pub fn run(arguments: &ExecArguments) -> Result<ExitCode, Failure> {
     let mut words = arguments.client.clone().into_iter();
     // The parser does not let an empty command pass.
     let program = words.next().unwrap_or_default();
-    let execution = Execution { program, arguments: words.collect(), environment: Vec::new() };
+    let mut execution = Execution { program, arguments: words.collect(), environment: Vec::new() };
     if is_supervised() {
         if has_options(arguments) {
             return Err(Failure::new(
@@ -35,11 +38,29 @@ pub fn run(arguments: &ExecArguments) -> Result<ExitCode, Failure> {
         }
         return Ok(complain(become_program(&execution)));
     }
+    execution.environment = environment()?;
     let ended = nitroxide_user_home::run(&execution, || ServedDevice::open(&options).map_err(|error| whole_text(&error)));
     match ended {
         Ok(ended) => Ok(ExitCode::from(ended.relay())),
         Err(error) => Ok(complain(error)),
     }
+}
+
+/// Folders of nitro-cli's that are an administrator's elsewhere: where they are, and what the variable is called that says so.
+const FOLDERS: [(&str, &str); 2] = [("NITRO_CLI_SOCKETS_PATH", "sockets"), ("NITRO_CLI_LOGS_PATH", "logs")];
+
+/// What clients find in their environment: folders of this user's in the world, so that every exec sees the enclaves of the others, unless the user has
+/// said where they are.
+fn environment() -> Result<Vec<(OsString, OsString)>, Failure> {
+    let unsaid = FOLDERS.iter().filter(|(variable, _)| std::env::var_os(variable).is_none());
+    let world = World::open_default().map_err(world::unusable)?;
+    let made = unsaid.map(|(variable, name)| {
+        let folder = world.path().join("nitro-cli").join(name);
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        Ok((OsString::from(variable), folder.into_os_string()))
+    });
+    made.collect::<std::io::Result<_>>()
+        .map_err(|error| Failure::new(ErrorCode::READ_DISK, "nitro-cli's folders cannot be made in the runtime directory").because(error))
 }
 
 fn whole_text(error: &dyn std::error::Error) -> String {

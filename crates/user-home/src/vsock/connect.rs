@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nitroxide_world::rendezvous::CONSOLE_PORT_OFFSET;
-use nitroxide_world::{Endpoint, VsockAddress, bind_source, own_address};
+use nitroxide_world::{Endpoint, VsockAddress, bind_source};
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, getpeername, getsockname, listen, socket_with,
@@ -205,7 +205,8 @@ pub(super) fn peer_of(accepted: &OwnedFd) -> VsockAddress {
     }
 }
 
-/// The address of a socket that was accepted from a listener of the parent, if it was.
+/// The address of a socket that was accepted from a listener of the parent, if it was: that one's, which is a path.
 pub(super) fn own_of(accepted: &OwnedFd) -> Option<VsockAddress> {
-    own_address(accepted).ok().flatten().filter(|own| own.cid == PARENT)
+    let name = SocketAddrUnix::try_from(getsockname(accepted).ok()?).ok()?;
+    if name.abstract_name().is_some() { None } else { VsockAddress::from_socket_name(&name) }
 }

@@ -1,0 +1,212 @@
+//! `nitroxide exec` with real enclaves: programs of others, unmodified, boot the sample image as an ordinary user, talk to it and see its end.
+//!
+//! They need `cargo xtask setup --tests`, `cargo xtask guest` and the examples of crates/user-home; `cargo xtask test` runs all before.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+mod common;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+};
+
+use common::{
+    processes::{all_processes, eventually},
+    run, text,
+    user::{qemu_in_shell, shell},
+};
+use nitroxide_testkit::{Setup, images::ImageSpec, ne_ioctl_sample};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use serde_json::Value;
+
+/// Enclaves of two tests at once would take each other's time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// What an ordinary user can reach: the project's folders may be somebody else's.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+static PLACE: LazyLock<Place> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let place = Place { folder };
+    let bring = |program: &Path, name: &str| shell("install -m 755 \"$1\" \"$2\"", [program, &place.path(name)]);
+    let nitroxide = PathBuf::from(env!("CARGO_BIN_EXE_nitroxide"));
+    bring(&nitroxide, "nitroxide");
+    bring(&nitroxide.with_file_name("examples").join("launch"), "launch");
+    bring(&ne_ioctl_sample(), "ne_ioctl_sample");
+    let setup = Setup::locate().root().parent().unwrap().to_owned();
+    shell("mkdir \"$2\" && cp -a \"$1/root\" \"$2/root\"", [&setup, &place.path("setup")]);
+    ImageSpec::hello().build(&place.path("hello.eif"));
+    place
+});
+
+impl Place {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+/// An ordinary user; as root, nobody.
+struct User {
+    home: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl User {
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        Self { home, _alone: ALONE.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    fn runtime(&self) -> PathBuf {
+        self.home.path().join("runtime")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("setpriv");
+        if rustix::process::geteuid().is_root() {
+            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+        }
+        command.arg(PLACE.path("nitroxide")).current_dir("/").stdin(Stdio::null());
+        command
+            .env("NITROXIDE_SETUP", PLACE.path("setup"))
+            .env("NITROXIDE_RUNTIME_DIR", self.runtime())
+            .env("NITROXIDE_EXEC_LOG", self.home.path().join("exec.log"))
+            .env("XDG_CACHE_HOME", self.home.path().join("cache"))
+            .env_remove("NITROXIDE_QEMU")
+            .env("NITROXIDE_DEVICE", "local")
+            .env("NO_COLOR", "1");
+        command
+    }
+
+    fn exec(&self, words: &[&str]) -> Command {
+        let mut command = self.command();
+        command.args(["exec", "--"]).args(words);
+        command
+    }
+
+    fn image(&self) -> String {
+        PLACE.path("hello.eif").to_str().unwrap().to_owned()
+    }
+
+    fn program(&self, name: &str) -> String {
+        PLACE.path(name).to_str().unwrap().to_owned()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.home.path().join("exec.log")).unwrap_or_default()
+    }
+
+    fn enclaves(&self) -> Vec<Value> {
+        let output = run(self.command().arg("describe-enclaves"));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn ask(&self, cid: &Value, question: &str) -> Output {
+        let question = format!("echo '{question}' | exec '{}' vsock connect {cid} 5005", self.program("nitroxide"));
+        let mut command = self.command();
+        command.args(["exec", "--", "sh", "-c", &question]);
+        run(&mut command)
+    }
+
+    /// Everything of the enclaves is gone: processes, claims, sockets.
+    fn nothing_is_left(&self) {
+        let wanted = format!("NITROXIDE_RUNTIME_DIR={}", self.runtime().display());
+        let is_ours = |pid: &u32| {
+            fs::read(format!("/proc/{pid}/environ")).is_ok_and(|all| all.split(|byte| *byte == 0).any(|one| one == wanted.as_bytes()))
+        };
+        eventually("no process is left", || !all_processes().iter().any(is_ours));
+        let rooms = ["slots", "cids", "cpus", "memory", "names", "enclaves", "vsock/0", "vsock/3"];
+        let left: Vec<_> = rooms
+            .iter()
+            .flat_map(|room| fs::read_dir(self.runtime().join(room)).into_iter().flatten())
+            .map(|file| file.unwrap().path())
+            .collect();
+        assert_eq!(left, Vec::<PathBuf>::new());
+    }
+}
+
+/// Starts a client whose output is a terminal, so that it prints each line at once.
+fn on_terminal(mut command: Command) -> (Child, BufReader<fs::File>) {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let name = ptsname(&terminal, Vec::new()).unwrap();
+    let client_end = fs::File::options().write(true).open(name.to_str().unwrap()).unwrap();
+    let child = command.stdout(client_end).spawn().unwrap();
+    (child, BufReader::new(terminal.into()))
+}
+
+/// Reads what a client prints until a line has these words.
+fn read_until(lines: &mut impl BufRead, words: &str, log: impl Fn() -> String) -> String {
+    let mut all = String::new();
+    while !all.lines().next_back().is_some_and(|line| line.contains(words)) {
+        let read = lines.read_line(&mut all).unwrap();
+        assert!(read > 0, "{words:?} does not come: {all}\n{}", log());
+    }
+    all
+}
+
+#[test]
+fn launch_path_of_the_crate_boots_an_enclave_to_its_heartbeat_and_talks_to_it() {
+    let user = User::new();
+    let output = run(&mut user.exec(&[&user.program("launch"), &user.image()]));
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{said}{}{}", text(&output.stderr), user.log());
+    for line in ["heartbeat 0xb7, from the enclave: true", "from the parent: true", "hello from a parent", "console: true"] {
+        assert!(said.contains(line), "no {line:?} in {said}");
+    }
+    user.nothing_is_left();
+}
+
+#[test]
+fn kernels_sample_boots_an_enclave_that_others_reach_and_sees_its_end() {
+    let user = User::new();
+    let (mut sample, mut terminal) = on_terminal(user.exec(&[&user.program("ne_ioctl_sample"), &user.image()]));
+    let printed = read_until(&mut terminal, "Entering sleep", || user.log());
+    assert!(!printed.contains("Error"), "{printed}");
+
+    // Another exec finds it, and so does the tool.
+    let enclaves = user.enclaves();
+    assert_eq!(enclaves.len(), 1);
+    let cid = &enclaves[0]["EnclaveCID"];
+    assert!(printed.contains(&format!("Enclave started, CID {cid}")), "{printed}");
+    let answer = user.ask(cid, "exit 0");
+    assert_eq!(text(&answer.stdout), "exiting with status 0\n", "{}{}", text(&answer.stderr), user.log());
+    read_until(&mut terminal, "Received POLLHUP", || user.log());
+    kill_process(Pid::from_child(&sample), Signal::TERM).unwrap();
+    sample.wait().unwrap();
+    user.nothing_is_left();
+}
+
+#[test]
+fn qemu_as_a_client_boots_an_enclave_and_shows_its_console() {
+    let user = User::new();
+    let setup = Setup::locate().root().to_str().unwrap().to_owned();
+    let qemu = qemu_in_shell().replace(&setup, PLACE.path("setup/root").to_str().unwrap());
+    let script = format!(
+        "exec {qemu} -M nitro -accel nitro,debug-mode=on -kernel '{}' -m 256M -smp 2 -nographic -trace 'nitro*' -monitor none 2>&1",
+        user.image()
+    );
+    let mut command = user.exec(&["sh", "-c", &script]);
+    let mut client = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(client.stdout.take().unwrap());
+    let printed = read_until(&mut output, "hello: listening", || user.log());
+    assert!(printed.contains("nitro_heartbeat_done") && printed.contains("nitro_enclave_started"), "{printed}");
+    assert_eq!(user.enclaves().len(), 1);
+    kill_process(Pid::from_child(&client), Signal::TERM).unwrap();
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    client.wait().unwrap();
+    user.nothing_is_left();
+}
