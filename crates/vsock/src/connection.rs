@@ -452,10 +452,8 @@ impl Connection {
         self.phase != Phase::Draining || (!self.backlog.is_empty() && self.host_receives)
     }
 
-    /// Closes the stream of a closing connection that has delivered everything.
-    pub fn release_stream(&mut self) {
-        if self.phase == Phase::Closing && self.backlog.is_empty() {
-            self.stream = None;
-        }
+    /// The stream of a closing connection that has delivered everything: it is to be closed.
+    pub fn release_stream(&mut self) -> Option<UnixStream> {
+        self.stream.take_if(|_| self.phase == Phase::Closing && self.backlog.is_empty())
     }
 }

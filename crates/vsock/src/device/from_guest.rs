@@ -157,7 +157,7 @@ impl Device {
             self.push_reset(header);
         }
         if !drains {
-            self.table.remove(token);
+            self.remove(token);
         }
     }
 }

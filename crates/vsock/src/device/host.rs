@@ -107,6 +107,11 @@ impl Device {
         }
     }
 
+    /// Takes a stream out of epoll. Closing it is not enough: epoll keeps it as long as any other process has it open.
+    pub(super) fn stop_watching(&self, stream: &UnixStream) {
+        let _ = epoll::delete(&self.epoll, stream); // fails only for one that is not there
+    }
+
     /// Tells epoll whether writability is of interest.
     pub(super) fn watch(&mut self, token: Token, writable: bool) {
         let Some(stream) = self.table.entry(token).and_then(Entry::stream) else { return };
@@ -148,7 +153,7 @@ impl Device {
         };
         self.table.set_deadline(token, Some(Instant::now() + limits::HANDSHAKE_TIMEOUT));
         if self.begin_watching(token).is_err() {
-            self.table.remove(token);
+            self.remove(token);
         }
     }
 
@@ -159,14 +164,13 @@ impl Device {
             Line::NotYet => {}
             Line::Junk => {
                 tracing::debug!("A program of the host did not send `CONNECT <port>`; its connection is closed.");
-                self.table.remove(token);
+                self.remove(token);
             }
             Line::Number(port) => {
                 let default = (if self.guest_cid == PARENT_CID { HOST_CID } else { PARENT_CID }, 0);
                 let source = self.peer.as_ref().and_then(|peer| peer(stream)).unwrap_or(default);
                 let Some(Entry::Handshake(stream)) = self.table.remove(token) else { return };
-                // The stream is registered under the old token; the same descriptor cannot be added twice.
-                let _ = epoll::delete(&self.epoll, &stream);
+                self.stop_watching(&stream); // it is registered under the old token; the same descriptor cannot be added twice
                 if let Err(error) = self.open_to_guest(stream, source, port, true) {
                     tracing::debug!(?source, port, %error, "A connection to the guest cannot be opened.");
                 }
@@ -214,7 +218,7 @@ impl Device {
         let connection = Connection::requested(key, self.guest_cid, stream, self.table.buffer_for_next(), handshake);
         let token = self.table.insert(Entry::Connection(Box::new(connection))).ok_or(io::ErrorKind::QuotaExceeded)?;
         if let Err(error) = self.begin_watching(token) {
-            self.table.remove(token);
+            self.remove(token);
             return Err(error);
         }
         self.table.set_deadline(token, Some(Instant::now() + limits::REQUEST_TIMEOUT));
@@ -268,11 +272,11 @@ impl Device {
                     let drains = self.table.connection_mut(token).is_some_and(Connection::drain);
                     self.table.forget_key(token);
                     if !drains {
-                        self.table.remove(token);
+                        self.remove(token);
                     }
                 }
                 Some(Phase::Open | Phase::Draining) => {}
-                None => drop(self.table.remove(token)),
+                None => self.remove(token),
             }
         }
     }

@@ -34,7 +34,7 @@ use crate::config::{Peer, VsockConfig};
 use crate::connection::{Connection, Phase};
 use crate::limits;
 use crate::packet::Header;
-use crate::table::{Table, Token};
+use crate::table::{Entry, Table, Token};
 
 /// CID of the parent as seen by an enclave.
 pub const PARENT_CID: u32 = 3;
@@ -186,7 +186,9 @@ impl Device {
     pub fn stop(&mut self) {
         self.running = false;
         self.resets.clear();
-        drop(self.table.clear());
+        for stream in self.table.clear().iter().filter_map(Entry::stream) {
+            self.stop_watching(stream);
+        }
         self.arm_timer();
     }
 
@@ -217,7 +219,7 @@ impl Device {
         if let Some(header) = self.table.connection(token).map(Connection::reset_header) {
             self.push_reset(header);
         }
-        self.table.remove(token);
+        self.remove(token);
     }
 
     /// Ends a connection of the host that the guest has not accepted. A guest that was not even asked hears nothing: it could refuse to take
@@ -226,7 +228,14 @@ impl Device {
         if self.table.connection(token).is_some_and(Connection::is_known_to_guest) {
             self.reset(token);
         } else {
-            self.table.remove(token);
+            self.remove(token);
+        }
+    }
+
+    /// Takes an entry out and closes its stream.
+    fn remove(&mut self, token: Token) {
+        if let Some(stream) = self.table.remove(token).as_ref().and_then(Entry::stream) {
+            self.stop_watching(stream);
         }
     }
 
@@ -238,12 +247,15 @@ impl Device {
     /// After anything happened to a connection: its turn, epoll's interest, its end.
     fn settle(&mut self, token: Token) {
         let Some(connection) = self.table.connection_mut(token) else { return };
-        connection.release_stream();
+        let released = connection.release_stream();
         if !connection.is_of_use() {
-            self.table.remove(token);
+            self.remove(token);
             return;
         }
         let (wants_guest, wants_writable, phase) = (connection.wants_guest(), connection.wants_writable(), connection.phase());
+        if let Some(stream) = released {
+            self.stop_watching(&stream);
+        }
         if wants_guest {
             self.table.queue(token);
         }

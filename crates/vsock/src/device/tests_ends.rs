@@ -1,6 +1,7 @@
 //! Beginnings and ends of connections against a made-up guest: half-closes, closes, refusals, timeouts, connections of the host.
 
 use std::io::{ErrorKind, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -206,6 +207,37 @@ fn stopping_closes_every_stream() {
     driver.device.stop();
     assert!(is_at_end(&mut host));
     assert_eq!(driver.device.statistics().connections, 0);
+}
+
+#[test]
+fn a_stream_that_somebody_else_still_holds_leaves_epoll_with_its_connection() {
+    let watched = |driver: &Driver| {
+        let information = format!("/proc/self/fdinfo/{}", driver.device.events_fd().as_raw_fd());
+        std::fs::read_to_string(information).unwrap().lines().filter(|line| line.starts_with("tfd:")).count()
+    };
+    let mut driver = Driver::new();
+    let before = watched(&driver);
+    let ends: [fn(&mut Driver, UnixStream); 3] = [
+        |driver, _| driver.device.stop(),
+        |driver, _| driver.send(&Header { source_port: 5005, destination_port: 77, ..Driver::header(Operation::Reset) }, &[]),
+        |_, host| drop(host), // the guest is told and has not confirmed it yet
+    ];
+    for end in ends {
+        let (host, ours) = UnixStream::pair().unwrap();
+        let _held = ours.try_clone().unwrap();
+        driver.device.start();
+        driver.post_pages(2);
+        driver.device.connect(ours, (3, 77), 5005).unwrap();
+        driver.run();
+        driver.send(&Header { source_port: 5005, destination_port: 77, ..Driver::header(Operation::Response) }, &[]);
+        driver.run();
+        assert_eq!(watched(&driver), before + 1);
+
+        end(&mut driver, host);
+        driver.run();
+
+        assert_eq!(watched(&driver), before);
+    }
 }
 
 #[test]
