@@ -1,18 +1,22 @@
 //! The vsock device against a hostile guest: the input is queue state, guest memory, and what guest and host do.
 //!
 //! Bytes of the input first fill the guest's RAM, rings and descriptors included; then they are a program of steps: packets in chains of any
-//! shape, buffers, raw writes over rings and descriptors, host streams that read, write, close and connect. The device is driven on this thread,
+//! shape, buffers, raw writes over rings and descriptors, host streams that read, write, close, connect and hand over others. The device is driven on this thread,
 //! so there is no worker that could outlive the verdict. Checked: no panic, no hang, and the promised bounds of memory.
 #![no_main]
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
 use nitroxide_vsock::fuzzing::{Device, Rings};
 use nitroxide_vsock::{ConnectRequest, Route, Router, VsockConfig};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -118,7 +122,7 @@ fn header(input: &mut Input<'_>, length: u32) -> Option<[u8; 44]> {
 
 fn step(input: &mut Input<'_>, guest: &mut Guest<'_>, device: &mut Device, hosts: &Hosts) -> Option<()> {
     let pick = |streams: &mut Vec<UnixStream>, choice: u8| (!streams.is_empty()).then(|| usize::from(choice) % streams.len());
-    match input.byte()? % 10 {
+    match input.byte()? % 13 {
         // A packet of the guest in pieces.
         0..=2 => {
             let cuts = [u32::from(input.byte()?), u32::from(input.byte()?) * 16, u32::from(input.byte()?) * 64];
@@ -176,6 +180,44 @@ fn step(input: &mut Input<'_>, guest: &mut Guest<'_>, device: &mut Device, hosts
                 hosts.streams.lock().unwrap().push(theirs);
             }
         }
+        // A program comes to the listener.
+        9 => {
+            let (ours, mut theirs) = UnixStream::pair().ok()?;
+            theirs.set_nonblocking(true).ok()?;
+            let (word, port) = (["CONNECT", "PREPARE"][usize::from(input.byte()? & 1)], input.byte()? & 7);
+            let _ = theirs.write(format!("{word} {port}\n").as_bytes());
+            device.begin_handshake(ours);
+            hosts.streams.lock().unwrap().push(theirs);
+        }
+        // Descriptors go over a stream: new ones, of which a copy stays here, or the stream itself.
+        10 => {
+            let (choice, what) = (input.byte()?, input.byte()?);
+            let mut streams = hosts.streams.lock().unwrap();
+            let index = pick(&mut streams, choice)?;
+            let (first, second) = UnixStream::pair().ok()?;
+            second.set_nonblocking(true).ok()?;
+            let files = [first.as_fd(), second.as_fd(), streams[index].as_fd()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            control.push(SendAncillaryMessage::ScmRights(match what & 7 {
+                0 => &files,
+                1 => &files[2..],
+                _ => &files[..1],
+            }));
+            let _ = sendmsg(
+                &streams[index],
+                &[IoSlice::new(b"xx".split_at(1 + usize::from(what & 8 != 0)).0)],
+                &mut control,
+                SendFlags::NOSIGNAL,
+            );
+            streams.push(second);
+        }
+        // The guest accepts, which chance would hardly find.
+        11 => {
+            let header = header(&mut Input(&[input.byte()?, 2, 0, 0, 4, 0, 0, 0, 0, 0]), 0)?;
+            guest.memory.write_slice(&header, GuestAddress(DATA + 0x2f00)).unwrap();
+            guest.offer(1, DATA + 0x2f00, &[44], 0);
+        }
         _ => match input.byte()? % 8 {
             0 => {
                 device.stop();
@@ -203,7 +245,11 @@ fuzz_target!(|data: &[u8]| {
     input.0 = rest;
 
     let hosts = Arc::new(Hosts::default());
-    let mut device = Device::new(VsockConfig::new(16, Arc::clone(&hosts) as Arc<dyn Router>)).unwrap();
+    let mut config = VsockConfig::new(16, Arc::clone(&hosts) as Arc<dyn Router>);
+    // Ports that the guest's packets can have.
+    let port = AtomicU32::new(0);
+    config.peer = Some(Arc::new(move |_| Some((3, 1 + port.fetch_add(1, Ordering::Relaxed) % 7))));
+    let mut device = Device::new(config).unwrap();
     device.start();
     let (mut rx, mut tx) = (ring(RINGS[0]), ring(RINGS[1]));
     let mut guest = Guest { memory, next: [0; 2], available: [0; 2] };

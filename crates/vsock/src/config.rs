@@ -14,7 +14,8 @@ pub struct VsockConfig {
     pub guest_cid: u32,
     /// Where connections of the guest go.
     pub router: Arc<dyn Router>,
-    /// Where programs of the host reach the guest: they send `CONNECT <port>\n`, get `OK <source port>\n`, then have a raw stream.
+    /// Where programs of the host reach the guest: they send `CONNECT <port>\n`, get `OK <source port>\n`, then have a raw stream. After
+    /// `PREPARE <port>\n` and the same answer they hand over another stream for it: one byte with one descriptor (SCM_RIGHTS).
     pub listener: Option<UnixListener>,
     /// Who the guest sees as the source of a connection that came through `listener`.
     ///

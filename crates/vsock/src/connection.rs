@@ -27,13 +27,22 @@ pub struct Key {
     pub guest_port: u32,
 }
 
+/// The word with which a program of the host asks for a connection through the listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// `CONNECT`: the stream that asks becomes the host's end.
+    Connect,
+    /// `PREPARE`: the host's end comes over the stream that asks, once the guest has accepted.
+    Prepare,
+}
+
 /// How far a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// The host asked, the guest has not answered. Does the host's program wait for the line `OK <port>`?
+    /// The host asked, the guest has not answered.
     Requested {
-        /// It does: it came through the listener.
-        handshake: bool,
+        /// How a program asked that came through the listener and waits for the line `OK <port>`.
+        word: Option<Word>,
     },
     /// The guest asked, and so did the router: the answer line of the host's end is awaited.
     Asking,
@@ -62,7 +71,10 @@ pub enum Progress {
     /// It goes on.
     Goes,
     /// The guest has accepted it just now.
-    Accepted,
+    Accepted {
+        /// How the program asked that waits for a line.
+        word: Option<Word>,
+    },
     /// The guest has ended it; it awaits a reset as confirmation if `confirm`.
     Ended {
         /// Did the guest ask (shutdown of both directions) rather than tell (reset)?
@@ -87,8 +99,10 @@ pub struct Connection {
     key: Key,
     guest_cid: u32,
     phase: Phase,
-    /// `None` once nothing can move on it any more.
+    /// `None` once nothing can move on it any more, and while it is still to come.
     stream: Option<UnixStream>,
+    /// While `stream` is still to come: the program's stream over which it comes. No data move on this one.
+    prepared_over: Option<UnixStream>,
     receive: ReceiveCredit,
     send: SendCredit,
     backlog: Backlog,
@@ -137,8 +151,8 @@ impl Connection {
     }
 
     /// A connection that the host asks for; it owes the guest a request.
-    pub fn requested(key: Key, guest_cid: u32, stream: UnixStream, buffer_bytes: u32, handshake: bool) -> Self {
-        let mut connection = Self::new(key, guest_cid, stream, buffer_bytes, Phase::Requested { handshake });
+    pub fn requested(key: Key, guest_cid: u32, stream: UnixStream, buffer_bytes: u32, word: Option<Word>) -> Self {
+        let mut connection = Self::new(key, guest_cid, stream, buffer_bytes, Phase::Requested { word });
         connection.owes_request = true;
         connection
     }
@@ -149,6 +163,7 @@ impl Connection {
             guest_cid,
             phase,
             stream: Some(stream),
+            prepared_over: None,
             receive: ReceiveCredit::new(buffer_bytes),
             send: SendCredit::default(),
             backlog: Backlog::default(),
@@ -182,9 +197,24 @@ impl Connection {
         !self.owes_request
     }
 
-    /// The host's stream, while anything may still move on it.
+    /// The host's stream, while anything may still move on it; the one over which it comes, while it is still to come.
     pub fn stream(&self) -> Option<&UnixStream> {
-        self.stream.as_ref()
+        self.stream.as_ref().or(self.prepared_over.as_ref())
+    }
+
+    /// Whether the guest has accepted it and the host's end is still to come.
+    pub fn awaits_stream(&self) -> bool {
+        self.prepared_over.is_some()
+    }
+
+    /// The host's end has come: it gets everything that the guest did meanwhile.
+    pub fn hand(&mut self, stream: UnixStream) {
+        self.prepared_over = None;
+        self.stream = Some(stream);
+        if !self.guest_receives {
+            self.shut(Shutdown::Read);
+        }
+        self.flush();
     }
 
     /// What was promised to the guest, in bytes.
@@ -227,10 +257,13 @@ impl Connection {
         self.send.update(header.buffer_bytes, header.forwarded);
         self.credit_requested = false;
         match (operation, self.phase) {
-            (Operation::Response, Phase::Requested { .. }) if !self.owes_request => {
+            (Operation::Response, Phase::Requested { word }) if !self.owes_request => {
                 self.phase = Phase::Open;
                 self.readable = true; // its edge may have come while nobody was to read
-                Ok(Progress::Accepted)
+                if word == Some(Word::Prepare) {
+                    self.prepared_over = self.stream.take();
+                }
+                Ok(Progress::Accepted { word })
             }
             (_, Phase::Requested { .. } | Phase::Asking) | (Operation::Request | Operation::Response, _) => Err(Violation::Operation),
             (Operation::Shutdown, _) => Ok(self.on_shutdown(header.flags)),
@@ -271,7 +304,7 @@ impl Connection {
             }
         }
         self.forwarded(sent);
-        if !self.host_receives || self.stream.is_none() {
+        if !self.host_receives || self.stream().is_none() {
             self.forwarded(bytes - sent); // nobody takes it: thrown away, as a kernel does with data for a closed socket
         } else if sent < bytes {
             let limit = usize::try_from(self.receive.buffer_bytes()).unwrap_or(usize::MAX);
@@ -315,7 +348,7 @@ impl Connection {
 
     /// Ends the write side of the stream once the guest's last byte went.
     fn settle(&mut self) {
-        if !self.guest_sends && self.backlog.is_empty() && !self.write_shut {
+        if !self.guest_sends && self.backlog.is_empty() && !self.write_shut && self.stream.is_some() {
             self.write_shut = true;
             self.shut(Shutdown::Write);
         }
@@ -330,7 +363,7 @@ impl Connection {
 
     /// Whether epoll should tell when the stream takes data again.
     pub fn wants_writable(&self) -> bool {
-        !self.backlog.is_empty()
+        !self.backlog.is_empty() && self.stream.is_some()
     }
 
     /// Whether a packet for the guest is due now.
@@ -447,9 +480,9 @@ impl Connection {
         self.is_of_use()
     }
 
-    /// Whether a draining connection still has something to deliver.
+    /// Whether a draining connection still has something to deliver, if only the end to a stream that is still to come.
     pub fn is_of_use(&self) -> bool {
-        self.phase != Phase::Draining || (!self.backlog.is_empty() && self.host_receives)
+        self.phase != Phase::Draining || self.prepared_over.is_some() || (!self.backlog.is_empty() && self.host_receives)
     }
 
     /// The stream of a closing connection that has delivered everything: it is to be closed.

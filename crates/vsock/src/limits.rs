@@ -32,10 +32,10 @@ pub const BATCH: usize = 16;
 /// Rounds of work before other threads and the host's events get a turn.
 pub const ROUNDS: usize = 16;
 
-/// Length of the lines `CONNECT <port>\n` and `OK <number>\n` in bytes, at most: the longest has 19.
+/// Length of the lines `CONNECT <port>\n`, `PREPARE <port>\n` and `OK <number>\n` in bytes, at most: the longest has 19.
 pub const HANDSHAKE_BYTES: usize = 32;
 
-/// How long a program of the host may take for its line.
+/// How long a program of the host may take for its line, and again for the stream that it hands over after `PREPARE`.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the guest may take to accept or refuse a connection.

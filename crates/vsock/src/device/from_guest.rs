@@ -69,10 +69,9 @@ impl Device {
                     self.statistics.bytes_from_guest += u64::from(header.length);
                 }
                 let Some(connection) = self.table.connection_mut(token) else { return };
-                let handshake = connection.phase() == Phase::Requested { handshake: true };
                 match connection.on_packet(&header, segments) {
                     Ok(Progress::Goes) => {}
-                    Ok(Progress::Accepted) => self.accepted(token, handshake),
+                    Ok(Progress::Accepted { word }) => self.accepted(token, word),
                     Ok(Progress::Ended { confirm }) => self.ended(token, confirm),
                     Err(violation) => {
                         tracing::debug!(?key, ?violation, "The guest broke the protocol; its connection is reset.");
@@ -150,9 +149,11 @@ impl Device {
         if matches!(connection.phase(), Phase::Requested { .. } | Phase::Asking) {
             self.statistics.refused += 1;
         }
-        let drains = connection.drain();
+        let (drains, awaits_stream) = (connection.drain(), connection.awaits_stream());
         self.table.forget_key(token);
-        self.table.set_deadline(token, None);
+        if !awaits_stream {
+            self.table.set_deadline(token, None);
+        }
         if confirm {
             self.push_reset(header);
         }

@@ -11,7 +11,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::{Device, HOST_CID, PARENT_CID};
-use crate::connection::{Connection, Key, Phase};
+use crate::connection::{Connection, Key, Phase, Word};
 use crate::limits;
 use crate::table::{Entry, Token};
 
@@ -62,6 +62,7 @@ impl Device {
             None => {}
             Some(Entry::Handshake(_)) => self.handshake(token, flags),
             Some(Entry::Connection(connection)) if connection.phase() == Phase::Asking => self.answer(token, flags),
+            Some(Entry::Connection(connection)) if connection.awaits_stream() => self.take_stream(token),
             Some(Entry::Connection(connection)) if hung_up && matches!(connection.phase(), Phase::Requested { .. }) => {
                 self.withdraw(token); // nobody waits for the guest's answer any more
             }
@@ -81,9 +82,9 @@ impl Device {
     /// Reads the line with which the other end answers the router, if it is there by now.
     fn answer(&mut self, token: Token, flags: EventFlags) {
         let Some(stream) = self.table.entry(token).and_then(Entry::stream) else { return };
-        match read_line(stream, "OK ", flags) {
-            Line::NotYet => {}
-            Line::Number(_) => {
+        match read_line(stream, flags, |line| parse_line(line, "OK ")) {
+            Sent::NotYet => {}
+            Sent::Whole(_) => {
                 self.statistics.accepted += 1;
                 self.table.set_deadline(token, None);
                 if let Some(connection) = self.table.connection_mut(token) {
@@ -91,7 +92,7 @@ impl Device {
                 }
                 self.take_event(token, flags); // what lies behind the line came with it, and so may the end have
             }
-            Line::Junk => {
+            Sent::Junk => {
                 tracing::debug!("The other end of a guest's connection did not answer `OK <number>`; it is reset.");
                 self.statistics.refused += 1;
                 self.reset(token);
@@ -139,7 +140,8 @@ impl Device {
         }
     }
 
-    fn begin_handshake(&mut self, stream: UnixStream) {
+    /// Takes in the stream of a program that came to the listener.
+    pub fn begin_handshake(&mut self, stream: UnixStream) {
         if !self.running {
             return; // no driver, so nobody to talk to: the program sees the end at once
         }
@@ -160,18 +162,18 @@ impl Device {
     /// Reads the line of a program, if it is there by now.
     fn handshake(&mut self, token: Token, flags: EventFlags) {
         let Some(Entry::Handshake(stream)) = self.table.entry(token) else { return };
-        match read_line(stream, "CONNECT ", flags) {
-            Line::NotYet => {}
-            Line::Junk => {
-                tracing::debug!("A program of the host did not send `CONNECT <port>`; its connection is closed.");
+        match read_line(stream, flags, parse_request) {
+            Sent::NotYet => {}
+            Sent::Junk => {
+                tracing::debug!("A program of the host did not send `CONNECT <port>` or `PREPARE <port>`; its connection is closed.");
                 self.remove(token);
             }
-            Line::Number(port) => {
+            Sent::Whole((word, port)) => {
                 let default = (if self.guest_cid == PARENT_CID { HOST_CID } else { PARENT_CID }, 0);
                 let source = self.peer.as_ref().and_then(|peer| peer(stream)).unwrap_or(default);
                 let Some(Entry::Handshake(stream)) = self.table.remove(token) else { return };
                 self.stop_watching(&stream); // it is registered under the old token; the same descriptor cannot be added twice
-                if let Err(error) = self.open_to_guest(stream, source, port, true) {
+                if let Err(error) = self.open_to_guest(stream, source, port, Some(word)) {
                     tracing::debug!(?source, port, %error, "A connection to the guest cannot be opened.");
                 }
             }
@@ -185,13 +187,13 @@ impl Device {
     /// `InvalidInput` for a source CID that the guest may not see; `AddrInUse` for a pair of ports in use; `NotConnected` while the guest's
     /// driver does not run; `QuotaExceeded` at the limit of connections; what epoll says.
     pub fn connect(&mut self, stream: UnixStream, source: (u32, u32), port: u32) -> io::Result<()> {
-        self.open_to_guest(stream, source, port, false)?;
+        self.open_to_guest(stream, source, port, None)?;
         self.ring();
         Ok(())
     }
 
-    /// Begins a connection to the guest; port 0 of the source stands for a free one. `handshake`: does its program wait for a line?
-    fn open_to_guest(&mut self, stream: UnixStream, source: (u32, u32), port: u32, handshake: bool) -> io::Result<()> {
+    /// Begins a connection to the guest; port 0 of the source stands for a free one. `word`: how a program asked that waits for a line.
+    fn open_to_guest(&mut self, stream: UnixStream, source: (u32, u32), port: u32, word: Option<Word>) -> io::Result<()> {
         let (cid, host_port) = source;
         let allowed = if self.guest_cid == PARENT_CID {
             cid != 1 && cid != PARENT_CID && cid != u32::MAX
@@ -215,7 +217,7 @@ impl Device {
         if self.table.find(key).is_some() {
             return Err(io::ErrorKind::AddrInUse.into());
         }
-        let connection = Connection::requested(key, self.guest_cid, stream, self.table.buffer_for_next(), handshake);
+        let connection = Connection::requested(key, self.guest_cid, stream, self.table.buffer_for_next(), word);
         let token = self.table.insert(Entry::Connection(Box::new(connection))).ok_or(io::ErrorKind::QuotaExceeded)?;
         if let Err(error) = self.begin_watching(token) {
             self.remove(token);
@@ -240,18 +242,20 @@ impl Device {
     }
 
     /// The guest accepted a connection that the host asked for.
-    pub(super) fn accepted(&mut self, token: Token, handshake: bool) {
+    pub(super) fn accepted(&mut self, token: Token, word: Option<Word>) {
         self.statistics.accepted += 1;
         self.table.set_deadline(token, None);
-        if !handshake {
-            return;
-        }
+        let Some(word) = word else { return };
         let Some(connection) = self.table.connection(token) else { return };
         let (line, stream) = (format!("OK {}\n", connection.key().host_port), connection.stream());
         let sent = stream.map(|stream| send(stream, line.as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT));
         if sent != Some(Ok(line.len())) {
             // The stream is new and empty, so only a program that has gone away does not take 15 bytes.
-            self.reset(token);
+            return self.reset(token);
+        }
+        if word == Word::Prepare {
+            self.table.set_deadline(token, Some(Instant::now() + limits::HANDSHAKE_TIMEOUT));
+            self.take_stream(token); // its edge may have come before
         }
     }
 
@@ -275,7 +279,8 @@ impl Device {
                         self.remove(token);
                     }
                 }
-                Some(Phase::Open | Phase::Draining) => {}
+                // Of these only those have a deadline whose host's end is still to come.
+                Some(Phase::Open | Phase::Draining) => self.reset(token),
                 None => self.remove(token),
             }
         }
@@ -300,33 +305,40 @@ impl Device {
     }
 }
 
-/// A line of the other end, as far as it came.
-enum Line {
+/// What the other end is to send, as far as it came.
+pub(super) enum Sent<T> {
     NotYet,
-    Number(u32),
+    Whole(T),
     Junk,
 }
 
-/// Takes a line of `word` and a number off the stream, and not a byte behind it: those are data already. `flags` are what epoll says, since
-/// the rest of a line does not come after the end.
-fn read_line(stream: &UnixStream, word: &str, flags: EventFlags) -> Line {
+/// Takes a line off the stream that `parse` knows, and not a byte behind it: those are data already. `flags` are what epoll says, since the
+/// rest of a line does not come after the end.
+fn read_line<T>(stream: &UnixStream, flags: EventFlags, parse: impl FnOnce(&[u8]) -> Option<T>) -> Sent<T> {
     let mut bytes = [0; limits::HANDSHAKE_BYTES];
     let seen = match recv(stream, &mut bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
         Ok((_, seen)) => seen,
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Line::NotYet,
-        Err(_) => return Line::Junk,
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Sent::NotYet,
+        Err(_) => return Sent::Junk,
     };
-    let Some(text) = bytes.get(..seen) else { return Line::Junk };
+    let Some(text) = bytes.get(..seen) else { return Sent::Junk };
     let Some(end) = text.iter().position(|byte| *byte == b'\n') else {
         let ended = seen == 0 || flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
-        return if ended || seen == bytes.len() { Line::Junk } else { Line::NotYet };
+        return if ended || seen == bytes.len() { Sent::Junk } else { Sent::NotYet };
     };
-    let Some(number) = text.get(..end).and_then(|line| parse_line(line, word)) else { return Line::Junk };
+    let Some(meaning) = text.get(..end).and_then(parse) else { return Sent::Junk };
     let mut line = [0; limits::HANDSHAKE_BYTES];
     match line.get_mut(..=end).map(|line| recv(stream, line, RecvFlags::DONTWAIT)) {
-        Some(Ok((_, taken))) if taken == end + 1 => Line::Number(number),
-        _ => Line::Junk,
+        Some(Ok((_, taken))) if taken == end + 1 => Sent::Whole(meaning),
+        _ => Sent::Junk,
     }
+}
+
+/// What a program of the host asks for, and the port, by its line without the end.
+fn parse_request(line: &[u8]) -> Option<(Word, u32)> {
+    [(Word::Connect, "CONNECT "), (Word::Prepare, "PREPARE ")]
+        .into_iter()
+        .find_map(|(word, text)| parse_line(line, text).map(|port| (word, port)))
 }
 
 /// The number of a line without its end.
@@ -348,12 +360,21 @@ mod tests {
 
     #[test]
     fn only_the_exact_line_is_taken() {
-        assert_eq!(parse_line(b"CONNECT 0", "CONNECT "), Some(0));
-        assert_eq!(parse_line(b"CONNECT 4294967295", "CONNECT "), Some(u32::MAX));
-        for junk in
-            ["CONNECT 4294967296", "CONNECT ", "CONNECT  1", "CONNECT +1", "connect 1", "CONNECT 1 ", "CONNECT 1\r", "GET / HTTP/1.1", ""]
-        {
-            assert_eq!(parse_line(junk.as_bytes(), "CONNECT "), None, "{junk:?}");
+        assert_eq!(parse_request(b"CONNECT 0"), Some((Word::Connect, 0)));
+        assert_eq!(parse_request(b"PREPARE 4294967295"), Some((Word::Prepare, u32::MAX)));
+        for junk in [
+            "CONNECT 4294967296",
+            "CONNECT ",
+            "CONNECT  1",
+            "CONNECT +1",
+            "connect 1",
+            "CONNECT 1 ",
+            "CONNECT 1\r",
+            "PREPARE",
+            "GET / HTTP/1.1",
+            "",
+        ] {
+            assert_eq!(parse_request(junk.as_bytes()), None, "{junk:?}");
         }
     }
 
@@ -363,7 +384,7 @@ mod tests {
         let (mut program, mut ours) = UnixStream::pair().unwrap();
         program.write_all(b"CONNECT 17\nhello").unwrap();
 
-        assert!(matches!(read_line(&ours, "CONNECT ", EventFlags::IN), Line::Number(17)));
+        assert!(matches!(read_line(&ours, EventFlags::IN, parse_request), Sent::Whole((Word::Connect, 17))));
 
         let mut rest = [0; 5];
         ours.read_exact(&mut rest).unwrap();
@@ -374,10 +395,10 @@ mod tests {
     fn an_endless_line_is_junk_and_a_short_one_may_still_come() {
         use std::io::Write;
         let (mut program, ours) = UnixStream::pair().unwrap();
-        assert!(matches!(read_line(&ours, "CONNECT ", EventFlags::IN), Line::NotYet));
+        assert!(matches!(read_line(&ours, EventFlags::IN, parse_request), Sent::NotYet));
         program.write_all(b"CONNECT 1").unwrap();
-        assert!(matches!(read_line(&ours, "CONNECT ", EventFlags::IN), Line::NotYet));
+        assert!(matches!(read_line(&ours, EventFlags::IN, parse_request), Sent::NotYet));
         program.write_all(&[b'1'; limits::HANDSHAKE_BYTES]).unwrap();
-        assert!(matches!(read_line(&ours, "CONNECT ", EventFlags::IN), Line::Junk));
+        assert!(matches!(read_line(&ours, EventFlags::IN, parse_request), Sent::Junk));
     }
 }

@@ -1,10 +1,11 @@
 //! The device without vhost: queues and host events in, queues and host streams out.
 //!
 //! [`Device::process`] works on both queues until nothing moves; [`Device::host_events`] takes in what epoll has. Parts: `from_guest` (the
-//! TX queue), `to_guest` (the RX queue), `host` (streams, listener, handshake, time). The face (`face`) calls both on one thread; unit tests
-//! and the fuzz target call them on queues they made up. Nothing here blocks.
+//! TX queue), `to_guest` (the RX queue), `host` (streams, listener, handshake, time), `handed` (streams that programs hand over). The face
+//! (`face`) calls both on one thread; unit tests and the fuzz target call them on queues they made up. Nothing here blocks.
 
 mod from_guest;
+mod handed;
 mod host;
 mod to_guest;
 
@@ -14,6 +15,8 @@ mod driver_model;
 mod tests;
 #[cfg(test)]
 mod tests_ends;
+#[cfg(test)]
+mod tests_prepare;
 #[cfg(test)]
 mod tests_routes;
 
@@ -214,10 +217,10 @@ impl Device {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    /// Resets a connection: the guest hears of it, the host's stream is closed.
+    /// Resets a connection: the guest hears of it unless it is done with it, the host's stream is closed.
     fn reset(&mut self, token: Token) {
-        if let Some(header) = self.table.connection(token).map(Connection::reset_header) {
-            self.push_reset(header);
+        if let Some(connection) = self.table.connection(token).filter(|connection| connection.phase() != Phase::Draining) {
+            self.push_reset(connection.reset_header());
         }
         self.remove(token);
     }

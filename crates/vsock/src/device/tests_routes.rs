@@ -138,7 +138,7 @@ fn stopping_ends_those_that_ask() {
 }
 
 /// A guest with CID `cid` and the stream of a program that has sent `line`.
-fn program(cid: u32, peer: Option<(u32, u32)>, line: &[u8]) -> (Driver, UnixStream) {
+pub(super) fn program(cid: u32, peer: Option<(u32, u32)>, line: &[u8]) -> (Driver, UnixStream) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("guest");
     let listener = UnixListener::bind(&path).unwrap();
