@@ -3,12 +3,15 @@
 //! All of it is between sockets of this program, over the parent's own CID. The record of Linux' own AF_VSOCK with its loopback transport is what an
 //! emulation is compared with. docs/conformance.md, "AF_VSOCK".
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+mod teller;
+
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use libc::c_int;
 
-use crate::sockets::{self as sys, Name, Outcome};
+use crate::sockets::{self as sys, Name};
 use crate::sys::in_child;
+use teller::{Teller, error, events, said, shown};
 
 /// AF_VSOCK.
 const FAMILY: c_int = 40;
@@ -38,125 +41,6 @@ fn address_of(family: c_int, cid: u32, port: u32) -> [u8; ADDRESS] {
         *target = source;
     }
     bytes
-}
-
-/// Writes down what happens.
-struct Teller {
-    case: &'static str,
-    step: usize,
-}
-
-impl Teller {
-    fn case(&mut self, case: &'static str) {
-        (self.case, self.step) = (case, 0);
-    }
-
-    fn tell(&mut self, call: &str, answer: &str) {
-        // At once: who hangs in a call has said all that came before.
-        println!("{}/{}: {call} -> {answer}", self.case, self.step);
-        self.step += 1;
-    }
-
-    fn outcome(&mut self, call: &str, outcome: Outcome) {
-        self.tell(call, &said(outcome));
-    }
-
-    fn made(&mut self, call: &str, outcome: Result<OwnedFd, i32>) -> Option<OwnedFd> {
-        match outcome {
-            Ok(fd) => {
-                self.tell(call, "descriptor");
-                Some(fd)
-            }
-            Err(errno) => {
-                self.tell(call, &error(errno));
-                None
-            }
-        }
-    }
-
-    fn name(&mut self, call: &str, fd: RawFd, which: Name) {
-        let mut room = [0; ADDRESS];
-        let answer = sys::name(fd, which, &mut room).map_or_else(error, |size| format!("{}, length {size}", shown(&room)));
-        self.tell(call, &answer);
-    }
-
-    fn names(&mut self, whose: &str, fd: RawFd) {
-        self.name(&format!("getsockname({whose})"), fd, Name::Own);
-        self.name(&format!("getpeername({whose})"), fd, Name::Peer);
-    }
-
-    /// What poll says once it says one of these; or after a while, if it does not.
-    fn polled(&mut self, whose: &str, fd: RawFd, until: i16) {
-        let _ = sys::poll(fd, until, if until == 0 { QUIET_MS } else { PATIENCE_MS });
-        let answer = sys::poll(fd, ALL, 0).map_or_else(error, events);
-        self.tell(&format!("poll({whose})"), &answer);
-    }
-}
-
-fn said(outcome: Outcome) -> String {
-    outcome.map_or_else(error, |value| value.to_string())
-}
-
-fn error(errno: i32) -> String {
-    let name = match errno {
-        libc::EINTR => "EINTR",
-        libc::EBADF => "EBADF",
-        libc::EAGAIN => "EAGAIN",
-        libc::EACCES => "EACCES",
-        libc::EFAULT => "EFAULT",
-        libc::ENODEV => "ENODEV",
-        libc::EINVAL => "EINVAL",
-        libc::ENOTTY => "ENOTTY",
-        libc::EPIPE => "EPIPE",
-        libc::EDOM => "EDOM",
-        libc::ERANGE => "ERANGE",
-        libc::EPROTONOSUPPORT => "EPROTONOSUPPORT",
-        libc::ESOCKTNOSUPPORT => "ESOCKTNOSUPPORT",
-        libc::EOPNOTSUPP => "EOPNOTSUPP",
-        libc::EAFNOSUPPORT => "EAFNOSUPPORT",
-        libc::EADDRINUSE => "EADDRINUSE",
-        libc::EADDRNOTAVAIL => "EADDRNOTAVAIL",
-        libc::ENETUNREACH => "ENETUNREACH",
-        libc::ECONNRESET => "ECONNRESET",
-        libc::ECONNREFUSED => "ECONNREFUSED",
-        libc::EISCONN => "EISCONN",
-        libc::ENOTCONN => "ENOTCONN",
-        libc::ETIMEDOUT => "ETIMEDOUT",
-        libc::EALREADY => "EALREADY",
-        libc::EINPROGRESS => "EINPROGRESS",
-        libc::ENOPROTOOPT => "ENOPROTOOPT",
-        libc::EPROTOTYPE => "EPROTOTYPE",
-        libc::EDESTADDRREQ => "EDESTADDRREQ",
-        libc::EMSGSIZE => "EMSGSIZE",
-        _ => return format!("errno {errno}"),
-    };
-    name.to_owned()
-}
-
-/// An address as it is written down: what the kernel has chosen differs each time.
-fn shown(room: &[u8; ADDRESS]) -> String {
-    let number = |at: usize| room.get(at..).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes));
-    let (family, port, cid) = (number(0) & 0xFFFF, number(4), number(8));
-    let cid = if cid == ANY { "any".to_owned() } else { cid.to_string() };
-    let port = match port {
-        ANY => "any".to_owned(),
-        port if (PORT..PORT + 1000).contains(&port) || port < 1024 => port.to_string(),
-        _ => "chosen".to_owned(),
-    };
-    format!("{cid}:{port}{}", if family == 40 { String::new() } else { format!(" family {family}") })
-}
-
-fn events(events: i64) -> String {
-    let names = [
-        (libc::POLLIN, "IN"),
-        (libc::POLLPRI, "PRI"),
-        (libc::POLLOUT, "OUT"),
-        (libc::POLLERR, "ERR"),
-        (libc::POLLHUP, "HUP"),
-        (libc::POLLRDHUP, "RDHUP"),
-    ];
-    let there: Vec<&str> = names.iter().filter(|(bit, _)| events & i64::from(*bit) != 0).map(|(_, name)| *name).collect();
-    if there.is_empty() { "nothing".to_owned() } else { there.join("|") }
 }
 
 fn stream() -> Result<OwnedFd, i32> {
@@ -536,19 +420,18 @@ fn accepting(t: &mut Teller) -> Result<(), i32> {
         }
     }
     t.outcome("accept(unknown flag)", sys::accept(listener.as_raw_fd(), &mut [0; ADDRESS], 1).map(|_| 0));
-    // One that waits until a child connects.
-    let in_time = in_child_later(PORT + 60);
+    // One that waits until another thread connects.
+    let _thread = connect_later(PORT + 60);
     let mut bytes = [0; ADDRESS];
     let accepted = sys::accept(listener.as_raw_fd(), &mut bytes, 0);
     t.tell("accept that waits", &accepted.map_or_else(error, |_| shown(&bytes)));
-    let _ = in_time;
-    let _ = in_child_later(PORT + 60);
+    let _thread = connect_later(PORT + 60);
     t.outcome("accept that waits and wants no address", sys::accept_unnamed(listener.as_raw_fd(), 0).map(|_| 0));
     Ok(())
 }
 
 /// A thread that connects after a moment.
-fn in_child_later(port: u32) -> std::thread::JoinHandle<()> {
+fn connect_later(port: u32) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         std::thread::sleep(std::time::Duration::from_millis(150));
         if let Ok(client) = stream() {
@@ -683,9 +566,9 @@ fn signals(t: &mut Teller) -> Result<(), i32> {
     t.outcome("accept with room, a signal without SA_RESTART", sys::accept(fd, &mut [0; ADDRESS], 0).map(|_| 0));
     t.tell("the handler has run", &(sys::alarms() > 0).to_string());
     sys::alarm(40, true);
-    let _thread = in_child_later(PORT + 120);
+    let _thread = connect_later(PORT + 120);
     t.outcome("accept, signals with SA_RESTART", sys::accept_unnamed(fd, 0).map(|_| 0));
-    let _thread = in_child_later(PORT + 120);
+    let _thread = connect_later(PORT + 120);
     t.outcome("accept with room, signals with SA_RESTART", sys::accept(fd, &mut [0; ADDRESS], 0).map(|_| 0));
     t.tell("the handler has run", &(sys::alarms() > 0).to_string());
     sys::alarm(0, false);
