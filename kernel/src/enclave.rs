@@ -14,8 +14,8 @@ use kernel::sync::poll::{PollCondVar, PollCondVarBox};
 use kernel::sync::{new_mutex, new_spinlock, static_lock_class, Arc, Mutex, SpinLock, UniqueArc};
 use kernel::task::Task;
 use nitroxide_abi::{Code, SlotUid};
-use nitroxide_driver::extension::Listed;
 use nitroxide_driver::call::Look;
+use nitroxide_driver::extension::Listed;
 use nitroxide_driver::{call, CreateError, Enclave, EventOutcome, Machine, Region, Slot, State, Summary};
 
 use crate::caller::{Caller, PinnedPages};
