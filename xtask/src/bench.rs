@@ -9,7 +9,7 @@ use crate::test::Steps;
 use crate::{guest, kmod, setup};
 
 /// The benchmarks: package, target, what it measures.
-const BENCHES: [(&str, &str, &str); 10] = [
+const BENCHES: [(&str, &str, &str); 11] = [
     ("nitroxide-eif", "measure", "measuring an image beside raw SHA-384"),
     ("nitroxide-device", "device_command", "a command of the device"),
     ("nitroxide-enclave", "donate", "512 MiB of a parent VM given to an enclave"),
@@ -18,6 +18,7 @@ const BENCHES: [(&str, &str, &str); 10] = [
     ("nitroxide-vsock", "throughput", "vsock throughput and round trip of a real guest"),
     ("nitroxide-cli", "launch", "a launch, split into our share, QEMU's and the guest kernel's"),
     ("nitroxide-device-pci", "register_command", "a command through the PCI function"),
+    ("nitroxide-user-home", "exec", "system calls and a compilation below `nitroxide exec`"),
     ("nitroxide-conformance", "drivers", "each call on Linux' own driver and on ours, and their accesses to registers"),
     ("nitroxide-cli", "parent", "a launch in a parent VM with the distribution's driver, isolated and zero-copy"),
 ];
@@ -41,6 +42,10 @@ pub fn run(context: &Context, options: &Options) -> Result<()> {
     }
     if chosen.iter().any(|(_, target, _)| *target == "drivers") {
         steps.take("our kernel module", || kmod::build(context))?;
+    }
+    if chosen.iter().any(|(_, target, _)| *target == "exec") {
+        let words = ["build", "--quiet", "--release", "--package", "nitroxide-user-home", "--examples"];
+        steps.take("clients", || context::run(&mut context.cargo(words)))?;
     }
     steps.take("guest programs", || guest::run(context))?;
     for (package, target, what) in chosen {

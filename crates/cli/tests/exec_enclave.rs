@@ -175,6 +175,16 @@ fn launch_path_of_the_crate_boots_an_enclave_to_its_heartbeat_and_talks_to_it() 
 }
 
 #[test]
+fn client_that_is_killed_while_its_enclave_boots_leaves_nothing() {
+    let user = User::new();
+    let mut client = user.exec(&[&user.program("ne_ioctl_sample"), &user.image()]).stdout(Stdio::null()).spawn().unwrap();
+    eventually("the enclave is there", || !user.enclaves().is_empty());
+    client.kill().unwrap();
+    client.wait().unwrap();
+    user.nothing_is_left();
+}
+
+#[test]
 fn kernels_sample_boots_an_enclave_that_others_reach_and_sees_its_end() {
     let user = User::new();
     let (mut sample, mut terminal) = on_terminal(user.exec(&[&user.program("ne_ioctl_sample"), &user.image()]));

@@ -3,6 +3,7 @@
 //! Every check looks at one thing, changes nothing but what is stale anyway, and says something a user can act on. Text for people,
 //! `--json` for programs; the exit status is 0 when enclaves can run at all.
 
+mod exec;
 mod kernel_module;
 
 use std::{fmt::Write as _, fs, io::IsTerminal, path::Path, process::ExitCode};
@@ -67,7 +68,7 @@ pub fn run(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
     let report = Report {
         local: qemu.state != State::Missing && runtime.iter().all(|check| check.state != State::Missing),
         host: host.state == State::Ok,
-        checks: [host, kernel_module::check(), qemu]
+        checks: [host, kernel_module::check(), exec::check(), qemu]
             .into_iter()
             .chain(nsm(engine.as_ref()))
             .chain(parent_vm(engine.as_ref()))

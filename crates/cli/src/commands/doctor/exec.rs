@@ -1,0 +1,57 @@
+//! Can unmodified programs run as clients here (`nitroxide exec`)? Found out by doing it.
+
+use std::{fs, process::Command};
+
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, socket_with},
+};
+
+use super::Check;
+
+const NAME: &str = "unmodified clients";
+
+/// Looks for the device as a client.
+pub(super) fn check() -> Check {
+    if nitroxide_user_home::is_supervised() {
+        return Check::ok(NAME, "this command runs below `nitroxide exec` itself");
+    }
+    let looked = std::env::current_exe().and_then(|program| {
+        Command::new(program).args(["exec", "--engine", "none", "--", "sh", "-c", "test -c /dev/nitro_enclaves"]).output()
+    });
+    let output = match looked {
+        Ok(output) => output,
+        Err(error) => return Check::note(NAME, format!("`nitroxide exec` cannot be tried: {error}"), "Look at the message"),
+    };
+    match output.status.code() {
+        Some(0) => sockets(),
+        // The client ran, and did not see the device: its memory cannot be read.
+        Some(1) => Check::note(NAME, "`nitroxide exec` cannot read its clients' memory", memory_advice()),
+        _ => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let reason =
+                said.lines().map(|line| line.trim_start_matches(['│', '├', '╰', '─', '▶', '×', ' '])).filter(|line| !line.is_empty());
+            let reason = reason.skip(1).collect::<Vec<_>>().join(" ");
+            Check::note(NAME, "`nitroxide exec` does not work here", reason)
+        }
+    }
+}
+
+fn sockets() -> Check {
+    match socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None) {
+        Err(Errno::PERM | Errno::ACCESS) => Check::note(
+            NAME,
+            "`nitroxide exec` works, but AF_VSOCK is forbidden here",
+            "A container's seccomp profile forbids it; give the container one that allows socket(40)",
+        ),
+        _ => Check::ok(NAME, "`nitroxide exec` shows programs a machine with Nitro Enclaves"),
+    }
+}
+
+fn memory_advice() -> String {
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    match scope.trim() {
+        "2" | "3" => format!("Yama forbids it (kernel.yama.ptrace_scope is {}, 0 or 1 is needed)", scope.trim()),
+        _ => "In a container, allow ptrace and process_vm_readv in its seccomp profile; on the machine, look for a security module that forbids them".to_owned(),
+    }
+}
