@@ -44,6 +44,7 @@ static PLACE: LazyLock<Place> = LazyLock::new(|| {
     bring(&ne_ioctl_sample(), "ne_ioctl_sample");
     let setup = Setup::locate().root().parent().unwrap().to_owned();
     shell("mkdir \"$2\" && cp -a \"$1/root\" \"$2/root\"", [&setup, &place.path("setup")]);
+    shell("mkdir \"$2\" && tar --extract --file \"$1\" --directory \"$2\"", [&Setup::locate().clients(), &place.path("clients")]);
     ImageSpec::hello().build(&place.path("hello.eif"));
     place
 });
@@ -100,6 +101,12 @@ impl User {
 
     fn program(&self, name: &str) -> String {
         PLACE.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// A shell's words that run a program of the unpacked packages.
+    fn packaged(&self, name: &str) -> String {
+        let tree = self.program("clients");
+        format!("'{tree}/usr/lib64/ld-linux-x86-64.so.2' --library-path '{tree}/usr/lib/x86_64-linux-gnu' '{tree}/usr/bin/{name}'")
     }
 
     fn log(&self) -> String {
@@ -171,6 +178,128 @@ fn launch_path_of_the_crate_boots_an_enclave_to_its_heartbeat_and_talks_to_it() 
     for line in ["heartbeat 0xb7, from the enclave: true", "from the parent: true", "hello from a parent", "console: true"] {
         assert!(said.contains(line), "no {line:?} in {said}");
     }
+    user.nothing_is_left();
+}
+
+/// Threads, asyncio with connections that do not block and one that is refused, `/dev/vsock`, a signal in accept(); then the enclave.
+const PYTHON: &str = r#"
+import asyncio, fcntl, signal, socket, struct, sys, threading
+def new():
+    return socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+listener = new()
+listener.bind((socket.VMADDR_CID_ANY, 7500))
+listener.listen()
+def serve():
+    for _ in range(20):
+        client, (cid, port) = listener.accept()
+        assert cid == 1 and client.getsockname() == (3, 7500)
+        client.sendall(client.recv(100).upper())
+        client.close()
+thread = threading.Thread(target=serve)
+thread.start()
+for _ in range(20):
+    client = new()
+    client.settimeout(5)
+    client.connect((3, 7500))
+    assert client.getpeername() == (3, 7500)
+    client.sendall(b'text')
+    assert client.recv(100) == b'TEXT'
+    client.close()
+thread.join()
+with open('/dev/vsock', 'rb') as device:
+    answer = fcntl.ioctl(device, socket.IOCTL_VM_SOCKETS_GET_LOCAL_CID, struct.pack('I', 0))
+    assert struct.unpack('I', answer) == (3,)
+async def main():
+    async def handle(reader, writer):
+        writer.write(b'you said ' + await reader.readline())
+        await writer.drain()
+        writer.close()
+    loop = asyncio.get_running_loop()
+    listener = new()
+    listener.bind((3, 7501))
+    listener.listen()
+    listener.setblocking(False)
+    server = await asyncio.start_server(handle, sock=listener)
+    client = new()
+    client.setblocking(False)
+    await loop.sock_connect(client, (3, 7501))
+    reader, writer = await asyncio.open_connection(sock=client)
+    writer.write(b'this\n')
+    assert await reader.read() == b'you said this\n'
+    writer.close()
+    server.close()
+    client = new()
+    client.setblocking(False)
+    try:
+        await loop.sock_connect(client, (3, 7502))
+        raise SystemExit('connected to nobody')
+    except ConnectionResetError:
+        pass
+asyncio.run(main())
+class Rang(Exception):
+    pass
+def ring(*_):
+    raise Rang()
+signal.signal(signal.SIGALRM, ring)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+try:
+    listener.accept()
+    raise SystemExit('accepted nobody')
+except Rang:
+    pass
+client = new()
+client.connect((int(sys.argv[1]), 5005))
+client.sendall(b'echo from Python\n')
+print(client.recv(100).decode(), end='')
+"#;
+
+#[test]
+fn socat_and_python_talk_to_each_other_and_to_an_enclave() {
+    let user = User::new();
+    let (mut sample, mut terminal) = on_terminal(user.exec(&[&user.program("ne_ioctl_sample"), &user.image()]));
+    read_until(&mut terminal, "Entering sleep", || user.log());
+    let cid = user.enclaves()[0]["EnclaveCID"].to_string();
+    // It listens a moment after its heartbeat.
+    assert_eq!(
+        user.ask(&Value::from(cid.parse::<u32>().unwrap()), "echo ready"),
+        "ready
+"
+    );
+
+    let script = user.home.path().join("client.py");
+    fs::write(&script, PYTHON).unwrap();
+    let python = format!("PYTHONHOME='{}/usr' exec {} '{}' {cid}", user.program("clients"), user.packaged("python3"), script.display());
+    let output = run(&mut user.exec(&["sh", "-c", &python]));
+    assert_eq!(
+        (text(&output.stdout).as_str(), output.status.success()),
+        (
+            "from Python
+",
+            true
+        ),
+        "{}",
+        text(&output.stderr)
+    );
+
+    let socat = user.packaged("socat");
+    let script = format!(
+        "{socat} VSOCK-LISTEN:7600,fork,reuseaddr EXEC:cat & listener=$!
+         until echo through socat | {socat} - VSOCK-CONNECT:3:7600; do sleep 0.1; done
+         kill $listener
+         echo echo from socat | {socat} - VSOCK-CONNECT:{cid}:5005"
+    );
+    let output = run(&mut user.exec(&["sh", "-c", &script]));
+    assert_eq!(
+        text(&output.stdout),
+        "through socat
+from socat
+",
+        "{}",
+        text(&output.stderr)
+    );
+
+    kill_process(Pid::from_child(&sample), Signal::TERM).unwrap();
+    sample.wait().unwrap();
     user.nothing_is_left();
 }
 

@@ -75,6 +75,15 @@ impl Setup {
         self.extra("ne_ioctl_sample.c")
     }
 
+    /// A tar archive of socat and Python 3 with all that they need, for a folder of its own; run through that tree's own dynamic loader.
+    ///
+    /// # Panics
+    ///
+    /// As [`Setup::busybox`].
+    pub fn clients(&self) -> PathBuf {
+        self.extra("clients.tar")
+    }
+
     /// Whether the sample's source is there.
     pub fn has_ne_ioctl_sample(&self) -> bool {
         self.extras().join("ne_ioctl_sample.c").exists()

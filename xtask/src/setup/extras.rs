@@ -1,6 +1,6 @@
-//! What only parent VMs and tests need: a static busybox, and the kernel's own sample program for Nitro Enclaves.
+//! What only parent VMs and tests need: a static busybox, the kernel's own sample program for Nitro Enclaves, and programs of others that use AF_VSOCK.
 //!
-//! [`bring`] puts both at target/setup/extra. The sample comes out of the package of the kernel's source (160 MiB), which is not kept: the one extracted file
+//! [`bring`] puts them at target/setup/extra. The sample comes out of the package of the kernel's source (160 MiB), which is not kept: the one extracted file
 //! stays in the cache with its hash, so that a second clone needs no download.
 
 use std::fs;
@@ -11,10 +11,15 @@ use miette::{IntoDiagnostic, Result, WrapErr, bail, miette};
 
 use super::KEYRING;
 use super::apt::{Apt, sha256_of, source_version};
-use super::tree::unpack;
+use super::tree::{unpack, unpack_part};
 
 const BUSYBOX: &str = "busybox";
 const SAMPLE: &str = "ne_ioctl_sample.c";
+/// socat and Python with all that they need, to be unpacked somewhere.
+const CLIENTS: &str = "clients.tar";
+const CLIENT_PACKAGES: [&str; 2] = ["socat", "python3"];
+/// Of their packages what nothing needs to run.
+const UNWANTED: [&str; 3] = ["./usr/share/doc", "./usr/share/man", "./usr/share/locale"];
 /// Where the sample is in the kernel's source.
 const SAMPLE_IN_SOURCE: &str = "samples/nitro_enclaves/ne_ioctl_sample.c";
 
@@ -23,7 +28,7 @@ const SAMPLE_IN_SOURCE: &str = "samples/nitro_enclaves/ne_ioctl_sample.c";
 pub enum Extras {
     /// A parent VM: busybox.
     ParentVm,
-    /// The tests: busybox and the sample.
+    /// The tests: all of it.
     Tests,
 }
 
@@ -36,7 +41,7 @@ impl Extras {
     fn names(self) -> &'static [&'static str] {
         match self {
             Self::ParentVm => &[BUSYBOX],
-            Self::Tests => &[BUSYBOX, SAMPLE],
+            Self::Tests => &[BUSYBOX, SAMPLE, CLIENTS],
         }
     }
 }
@@ -53,7 +58,11 @@ pub fn bring(wanted: Extras, place: &Path, cache: &Path) -> Result<()> {
             let folders = Folders { archives: store.join(format!("{name}.package")), unpacked: store.join("unpacking") };
             let _ = fs::remove_dir_all(&folders.unpacked);
             fs::create_dir_all(&folders.unpacked).into_diagnostic().wrap_err("Making a folder for what is unpacked")?;
-            let file = if name == BUSYBOX { fetch_busybox(&apt, &folders)? } else { fetch_sample(&apt, &folders)? };
+            let file = match name {
+                BUSYBOX => fetch_busybox(&apt, &folders)?,
+                SAMPLE => fetch_sample(&apt, &folders)?,
+                _ => fetch_clients(&apt, &folders)?,
+            };
             keep(&file, &store.join(name))?;
             for folder in [&folders.unpacked, &folders.archives] {
                 fs::remove_dir_all(folder).into_diagnostic().wrap_err_with(|| format!("Removing {}", folder.display()))?;
@@ -84,6 +93,22 @@ fn fetch_busybox(apt: &Apt, folders: &Folders) -> Result<PathBuf> {
     unpack(&archive, folder)?;
     let places = ["usr/bin/busybox", "bin/busybox"].map(|place| folder.join(place));
     places.into_iter().find(|file| file.is_file()).ok_or_else(|| miette!("The package busybox-static holds no busybox"))
+}
+
+fn fetch_clients(apt: &Apt, folders: &Folders) -> Result<PathBuf> {
+    let release = apt.of_release()?;
+    let archives = release.fetch(&release.installation(&CLIENT_PACKAGES)?, &folders.archives)?;
+    let tree = folders.unpacked.join("tree");
+    fs::create_dir_all(&tree).into_diagnostic().wrap_err("Making a folder for what is unpacked")?;
+    for archive in archives {
+        unpack_part(&archive, &tree, &UNWANTED.map(|path| format!("--exclude={path}")))?;
+    }
+    let file = folders.unpacked.join(CLIENTS);
+    let packed = Command::new("tar").arg("--create").arg("--file").arg(&file).arg("--directory").arg(&tree).arg(".").status();
+    if !packed.into_diagnostic().wrap_err("Starting tar")?.success() {
+        bail!("{} cannot be made", file.display());
+    }
+    Ok(file)
 }
 
 fn fetch_sample(apt: &Apt, folders: &Folders) -> Result<PathBuf> {
