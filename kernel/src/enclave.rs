@@ -307,15 +307,15 @@ impl EnclaveFile {
     fn show(&self, enclave: &Enclave<PinnedPages, Regions>) {
         let new = enclave.summary();
         let old = core::mem::replace(&mut *self.summary.lock(), new);
+        if new.state != State::Init {
+            self.is_init.store(false, Release);
+        }
         if new.hung_up && !old.hung_up {
             self.hung_up.store(true, Release);
             self.ended.notify_all();
         }
         if new.started_ns != 0 && old.started_ns == 0 {
             statistics::ENCLAVES_STARTED.count();
-        }
-        if new.state != State::Init {
-            self.is_init.store(false, Release);
         }
         if new.state != old.state {
             trace::state(new.slot, old.state.number(), new.state.number());

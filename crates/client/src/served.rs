@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use nitroxide_abi::{Code, SlotUid};
-use nitroxide_device::Launcher;
+use nitroxide_device::{Faults, Launcher};
 use nitroxide_driver::extension::Home as Facts;
 use nitroxide_driver::{Client, Machine, Summary, call};
 use nitroxide_enclave::{ProcessLauncher, SlotDetails};
@@ -62,6 +62,17 @@ impl ServedDevice {
             CreateError::System(error) => error.raw_os_error().and_then(Code::new).unwrap_or(Code::ENOMEM),
         })?;
         Ok(ServedEnclave { enclave })
+    }
+
+    /// What goes wrong on purpose from now on.
+    pub fn set_faults(&self, faults: Faults) {
+        self.home.set_faults(faults);
+    }
+
+    /// The device behind it, for tests that make it do what devices do by themselves.
+    #[must_use]
+    pub fn device(&self) -> &nitroxide_device::Device {
+        &self.home.inner.device
     }
 
     /// The world of its enclaves.

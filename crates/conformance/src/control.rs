@@ -1,7 +1,10 @@
-//! The test's hand on the device: through the PCI function's test control (docs/device-pci.md, "Test control"), or none.
+//! The test's hand on the device: through the PCI function's test control (docs/device-pci.md, "Test control"), a socket, or none.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixStream;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// How long a line may take. It only ends hangs.
@@ -35,6 +38,47 @@ impl Control for NoControl {
     }
     fn memory_bytes(&mut self) -> Option<u64> {
         None
+    }
+}
+
+/// A socket of whoever has the device in its process: a line is asked, a line answers.
+#[derive(Debug)]
+pub struct Socket {
+    stream: BufReader<UnixStream>,
+}
+
+impl Socket {
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// If nobody listens there.
+    pub fn connect(path: &str) -> io::Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    fn ask<T: FromStr>(&mut self, question: &str) -> Option<T> {
+        self.stream.get_mut().write_all(format!("{question}\n").as_bytes()).ok()?;
+        let mut answer = String::new();
+        self.stream.read_line(&mut answer).ok()?;
+        answer.trim_end().parse().ok()
+    }
+}
+
+impl Control for Socket {
+    fn name(&self) -> &'static str {
+        "socket"
+    }
+    fn line(&mut self, text: &str) -> Option<bool> {
+        self.ask(text)
+    }
+    fn replies(&mut self) -> Option<u16> {
+        self.ask("replies")
+    }
+    fn memory_bytes(&mut self) -> Option<u64> {
+        self.ask("memory")
     }
 }
 

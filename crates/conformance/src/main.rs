@@ -6,7 +6,7 @@
 
 use std::process::ExitCode;
 
-use nitroxide_conformance::control::{Control, NoControl, Pci};
+use nitroxide_conformance::control::{Control, NoControl, Pci, Socket};
 use nitroxide_conformance::real::Real;
 use nitroxide_conformance::transcript::{Case, Transcript, run_all};
 use nitroxide_conformance::{Target, bench, cases, compare, coverage, probes, random, record, stress, vsock};
@@ -22,7 +22,7 @@ Usage:
                                                                         many calls at once; fails on anything impossible or lost
   nitroxide-conformance vsock [--filter TEXT]                           AF_VSOCK on this machine, over its own CID; prints a transcript
   nitroxide-conformance bench [--rounds N]                              how long each call takes
-TARGET: [--target real|core] [--control pci|none] [--like TRANSCRIPT (a core with the layout of this one)]
+TARGET: [--target real|core] [--control pci|none|/SOCKET] [--like TRANSCRIPT (a core with the layout of this one)]
 Needs root, 110 free huge pages of 2 MiB, and the pool 2-5 of 6 CPUs in cores of two threads.";
 
 fn main() -> ExitCode {
@@ -111,6 +111,9 @@ fn target<'a>(value: &impl Fn(&str) -> Option<&'a str>) -> Result<Box<dyn Target
         "real" => {
             let control: Box<dyn Control> = match value("--control") {
                 Some("none") => Box::new(NoControl),
+                Some(path) if path.starts_with('/') => {
+                    Box::new(Socket::connect(path).map_err(|error| format!("`{path}` cannot be reached: {error}"))?)
+                }
                 Some("pci") => Box::new(Pci::find().ok_or("No device here has a test control; start it with --test-control.")?),
                 _ => Pci::find().map_or_else(|| Box::new(NoControl) as Box<dyn Control>, |pci| Box::new(pci)),
             };

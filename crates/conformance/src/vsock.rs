@@ -213,11 +213,13 @@ fn binding(t: &mut Teller) -> Result<(), i32> {
         *byte = 1;
     }
     t.outcome("bind(reserved field not 0)", sys::bind(fd, &reserved));
-    let mut flags = address(PARENT, PORT + 3);
-    if let Some(byte) = flags.get_mut(12) {
-        *byte = 1;
+    for (bits, name) in [(1, "TO_HOST"), (2, "unknown")] {
+        let mut flags = address(PARENT, PORT + 3);
+        if let Some(byte) = flags.get_mut(12) {
+            *byte = bits;
+        }
+        t.outcome(&format!("bind(flag {name})"), sys::bind(stream()?.as_raw_fd(), &flags));
     }
-    t.outcome("bind(flag TO_HOST)", sys::bind(fd, &flags));
     Ok(())
 }
 

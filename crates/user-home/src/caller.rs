@@ -105,6 +105,13 @@ impl<'a> Caller<'a> {
         (set("SigPnd:") | set("ShdPnd:")) & !set("SigBlk:") != 0
     }
 
+    /// Is its process about to stop (Ctrl-Z), and waits for this thread?
+    pub(crate) fn is_stopping(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.thread)).into_iter().flatten().flatten();
+        let is_stopped = |status: String| status.lines().any(|line| line.starts_with("State:\tT"));
+        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok()).any(is_stopped)
+    }
+
     /// The process that it is a thread of.
     pub(crate) fn process(&self) -> io::Result<i32> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.thread))?;

@@ -239,7 +239,9 @@ fn covers(ranges: &[Range], process: i32, start: u64, end: u64) -> bool {
 fn unlike(flags: u32) -> u32 {
     let (all, shared) = (libc::MAP_TYPE.cast_unsigned(), libc::MAP_SHARED.cast_unsigned());
     let flags = (flags & !(libc::MAP_HUGETLB.cast_unsigned() | SIZE_MASK << SIZE_SHIFT)) | libc::MAP_NORESERVE.cast_unsigned();
-    let is_shared_file = flags & (all | libc::MAP_ANONYMOUS.cast_unsigned()) == shared;
+    // Which knows no MAP_FIXED_NOREPLACE; with that, and at a fixed place at all, the call is let through when it comes again.
+    let is_fixed = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE).cast_unsigned() != 0;
+    let is_shared_file = !is_fixed && flags & (all | libc::MAP_ANONYMOUS.cast_unsigned()) == shared;
     if is_shared_file { flags & !all | libc::MAP_SHARED_VALIDATE.cast_unsigned() } else { flags }
 }
 

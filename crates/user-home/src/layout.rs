@@ -26,7 +26,10 @@ use rustix::net::{
     SocketType, recvmsg, sendmsg, socketpair,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal, set_child_subreaper, wait, waitpid};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, pidfd_open, pidfd_send_signal, set_child_subreaper,
+    setrlimit, wait, waitpid,
+};
 
 use crate::filter::{Instruction, Part, program, rules};
 use crate::program::{Program, ProgramError};
@@ -291,6 +294,7 @@ fn supervise(
     };
     drop(there);
     sys::close_all_but(&[here.as_fd(), tell.as_fd(), caller.as_fd()]);
+    raise_file_limit();
     sys::disregard(SURVIVED);
     let reaper = match pidfd_open(reaper, PidfdFlags::empty()) {
         Ok(reaper) => reaper,
@@ -325,6 +329,13 @@ fn supervise(
     0
 }
 
+/// Each call that waits takes some descriptors of ours.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot be raised it stays.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 /// What EBUSY and its like mean here.
 fn explained(error: &io::Error) -> String {
     let what_to_do = match error.raw_os_error() {
@@ -346,8 +357,8 @@ fn attend(supervisor: &Supervisor, reaper: &OwnedFd, caller: &OwnedFd, client: &
     let mut looks_left = 0;
     let mut is_something_open = false;
     loop {
-        let watch = supervisor.watch().queue();
-        let mut fds = vec![PollFd::new(reaper, PollFlags::IN), PollFd::new(&watch, PollFlags::IN)];
+        let (watch, bell) = (supervisor.watch().queue(), supervisor.bell());
+        let mut fds = vec![PollFd::new(reaper, PollFlags::IN), PollFd::new(&watch, PollFlags::IN), PollFd::new(&bell, PollFlags::IN)];
         if client_lives {
             fds.push(PollFd::new(client, PollFlags::IN));
             if caller_lives {
@@ -361,7 +372,7 @@ fn attend(supervisor: &Supervisor, reaper: &OwnedFd, caller: &OwnedFd, client: &
         // EINTR: looking once too often does no harm.
         let _ = poll(&mut fds, limit.as_ref());
         let is_ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
-        let (no_client, was_closed, client_ended, caller_ended) = (is_ready(0), is_ready(1), is_ready(2), is_ready(3));
+        let (no_client, was_closed, client_ended, caller_ended) = (is_ready(0), is_ready(1), is_ready(3), is_ready(4));
         if no_client {
             return;
         }

@@ -4,8 +4,9 @@
 //! the end of clients and for closed descriptors ([`crate::layout`]).
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nitroxide_abi::ioctl;
 use nitroxide_client::ServedDevice;
@@ -26,6 +27,9 @@ use crate::workers::Workers;
 /// What clients have open as the device: a character device to which poll, lseek and mmap do what they do to the driver's, and whose own commands are none.
 /// So a descriptor of it that a client has for its own sake takes the driver's commands, too; nobody sends them there.
 const STAND_IN: &str = "/dev/null";
+
+/// How long calls of clients that are gone are waited for: a start takes seconds on a busy machine.
+const LAST_CALLS: Duration = Duration::from_secs(15);
 
 /// Everything that clients of one `exec` share.
 #[derive(Debug)]
@@ -49,7 +53,7 @@ impl Supervisor {
         let device_file = rustix::fs::open(STAND_IN, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self {
             listener,
-            sockets: Sockets::new(device.world().clone()),
+            sockets: Sockets::new(device.world().clone())?,
             enclaves: Enclaves::new(device),
             huge: HugePages::default(),
             watch: Watch::new()?,
@@ -64,6 +68,11 @@ impl Supervisor {
         &self.watch
     }
 
+    /// Rings when there is something to give back beside that.
+    pub(crate) fn bell(&self) -> BorrowedFd<'_> {
+        self.sockets.bell()
+    }
+
     /// Gives back what nobody has any more; says whether something is left that could be closed.
     pub(crate) fn settle(&self) -> bool {
         self.enclaves.settle();
@@ -73,6 +82,8 @@ impl Supervisor {
 
     /// Gives back everything: no client is left.
     pub(crate) fn end(&self) {
+        // Calls that were under way when their client was killed still have an enclave, or a socket.
+        self.workers.finish(LAST_CALLS);
         self.settle();
         self.sockets.clear();
     }
@@ -106,7 +117,7 @@ impl Supervisor {
         let answer = match notification.call {
             libc::SYS_ioctl => return self.command(notification),
             libc::SYS_mmap => return self.later(notification, |this, caller, notification| this.huge.map(caller, notification)),
-            libc::SYS_fstatfs => self.huge.file_system(&caller, &notification),
+            libc::SYS_fstatfs => return self.later(notification, |this, caller, call| this.huge.file_system(caller, call)),
             libc::SYS_socket => self.sockets.create(&notification),
             libc::SYS_bind => return self.later(notification, |this, caller, call| this.sockets.bind(caller, call)),
             libc::SYS_connect => return self.later(notification, |this, caller, call| this.sockets.connect(caller, call)),

@@ -11,12 +11,15 @@ mod options;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use nitroxide_abi::Code;
 use nitroxide_world::rendezvous::HEARTBEAT_PORT;
 use nitroxide_world::{Endpoint, SocketFile, VsockAddress, World};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -41,6 +44,10 @@ pub(crate) const GET_LOCAL_CID: u32 = 0x7B9;
 const LAST_RESERVED_PORT: u32 = 1023;
 /// The highest number of a socket type, `SOCK_PACKET`.
 const LAST_KIND: u32 = 10;
+/// Looks at the list of sockets before one that is not in it counts as gone.
+const LOOKS: usize = 3;
+/// How long a port may be in use by nothing but copies of descriptors of ours.
+const LAST_COPIES: Duration = Duration::from_millis(150);
 /// Sockets that are remembered before the first look at which are still there.
 const FIRST_SWEEP: usize = 128;
 
@@ -66,8 +73,10 @@ struct Socket {
     file: Option<SocketFile>,
     /// The process that has bound it, where it is the port of heartbeats.
     heartbeats_of: Option<i32>,
-    /// Whose turn it is to accept.
+    /// Whose turn it is to bind, to connect or to accept. What holds it may wait, and then holds nothing else.
     turn: Arc<Mutex<()>>,
+    /// Was a connect() refused that did not block? The UNIX socket cannot be connected any more.
+    is_spent: bool,
 }
 
 impl Socket {
@@ -81,6 +90,7 @@ impl Socket {
             file: None,
             heartbeats_of: None,
             turn: Arc::default(),
+            is_spent: false,
         }
     }
 }
@@ -88,10 +98,14 @@ impl Socket {
 type Tracked = Mutex<Socket>;
 
 /// The sockets of all clients.
+///
+/// Locks: a socket's turn, the world's, a socket, the table, each with only later ones inside. The thread that takes notifications takes the last two.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     world: World,
     table: Mutex<Table>,
+    /// Rings when [`Sockets::settle`] has something to do.
+    bell: OwnedFd,
 }
 
 #[derive(Debug)]
@@ -134,8 +148,22 @@ impl Room {
 }
 
 impl Sockets {
-    pub(crate) fn new(world: World) -> Self {
-        Self { world, table: Mutex::new(Table { sockets: HashMap::new(), bound: HashSet::new(), sweep_at: FIRST_SWEEP }) }
+    /// # Errors
+    ///
+    /// EMFILE.
+    pub(crate) fn new(world: World) -> io::Result<Self> {
+        let table = Mutex::new(Table { sockets: HashMap::new(), bound: HashSet::new(), sweep_at: FIRST_SWEEP });
+        Ok(Self { world, table, bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)? })
+    }
+
+    /// Readable when it is time for [`Sockets::settle`].
+    pub(crate) fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    fn ring(&self) {
+        // Full is as good as rung.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
 
     /// socket(AF_VSOCK).
@@ -176,13 +204,15 @@ impl Sockets {
             Ok(address) => address,
             Err(errno) => return Answer::Error(errno),
         };
-        let mut socket = lock(&tracked);
-        if socket.own.is_some() {
+        let turn = Arc::clone(&lock(&tracked).turn);
+        let _turn = lock(&turn);
+        if lock(&tracked).own.is_some() {
             return Answer::Error(libc::EINVAL);
         }
         if ![ANY, PARENT, LOCAL, HOST].contains(&address.cid) {
             return Answer::Error(libc::EADDRNOTAVAIL);
         }
+        let until = Instant::now() + LAST_COPIES;
         loop {
             let port = if address.port == ANY { self.free_port() } else { Ok(address.port) };
             let (port, process) = match port.and_then(|port| Ok((port, caller.process()?))) {
@@ -194,13 +224,20 @@ impl Sockets {
             match self.world.bind_socket(&copy, endpoint) {
                 Ok(file) => {
                     lock(&self.table).bound.insert(port);
+                    let mut socket = lock(&tracked);
                     socket.file = Some(file);
                     socket.heartbeats_of = is_heartbeats.then_some(process);
                     socket.own = Some(VsockAddress { port, ..address });
                     socket.is_named = true;
+                    drop(socket);
+                    self.ring();
                     return Answer::Value(0);
                 }
                 Err(error) if error.errno() == libc::EADDRINUSE && address.port == ANY => {}
+                // Whoever was killed in accept() has it a moment longer, by the copy that is used here.
+                Err(error) if error.errno() == libc::EADDRINUSE && Instant::now() < until && caller.is_waiting() => {
+                    std::thread::sleep(LAST_COPIES / 20);
+                }
                 Err(error) => {
                     tracing::info!(port, %error, "a client's port cannot be bound");
                     return Answer::Error(error.errno());
@@ -290,7 +327,10 @@ impl Sockets {
     pub(crate) fn heartbeat_listener(&self, process: i32) -> i32 {
         self.sweep();
         let listeners: Vec<i32> = self.all().iter().filter_map(|socket| lock(socket).heartbeats_of).collect();
-        if listeners.contains(&process) { process } else { listeners.first().copied().unwrap_or(process) }
+        match listeners.as_slice() {
+            [one] if !listeners.contains(&process) => *one,
+            _ => process,
+        }
     }
 
     fn heartbeat_endpoints(&self, caller: &Caller<'_>, port: u32) -> Option<Endpoint> {
@@ -300,22 +340,36 @@ impl Sockets {
 
     /// Forgets sockets that nobody has any more; says whether some are left whose end should be noticed.
     pub(crate) fn settle(&self) -> bool {
+        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
         let is_one_bound = || self.all().iter().any(|socket| lock(socket).file.is_some());
-        if is_one_bound() {
+        let is_full = || {
+            let table = lock(&self.table);
+            table.sockets.len() >= table.sweep_at
+        };
+        if is_full() || is_one_bound() {
             self.sweep();
         }
         is_one_bound()
     }
 
-    /// Forgets all: no client is left.
+    /// Forgets all: no client is left. Whoever still works on a socket keeps no file of it.
     pub(crate) fn clear(&self) {
+        for socket in self.all() {
+            let file = lock(&socket).file.take();
+            drop(file);
+        }
         lock(&self.table).sockets.clear();
     }
 
     /// A socket of ours behind a client's descriptor, and a copy of that.
     ///
-    /// None for others, and where the client's descriptors cannot be had.
+    /// None for others, and where the client's descriptors cannot be had. Of what is no socket nothing is copied or looked at: that could wait for a file system
+    /// of the client's.
     fn find(&self, caller: &Caller<'_>, descriptor: i32) -> Option<(Arc<Tracked>, OwnedFd)> {
+        let link = std::fs::read_link(format!("/proc/{}/fd/{descriptor}", caller.thread)).ok()?;
+        if !link.as_os_str().as_bytes().starts_with(b"socket:[") {
+            return None;
+        }
         let copy = caller.copy_of(descriptor).ok()?;
         let identity = identity(copy.as_fd()).ok()?;
         let known = lock(&self.table).sockets.get(&identity).cloned();
@@ -350,19 +404,20 @@ impl Sockets {
             table.sockets.len() >= table.sweep_at
         };
         if is_time {
-            self.sweep();
+            self.ring();
         }
         tracked
     }
 
     /// Forgets what is no socket any more. One that was made after the look is not known to be gone.
     fn sweep(&self) {
-        let before: HashSet<Identity> = lock(&self.table).sockets.keys().copied().collect();
-        let Ok(text) = std::fs::read_to_string("/proc/net/unix") else { return };
-        let living: HashSet<u64> = text.lines().filter_map(|line| line.split_ascii_whitespace().nth(6)?.parse().ok()).collect();
+        let mut gone: HashSet<Identity> = lock(&self.table).sockets.keys().copied().collect();
+        for _ in 0..LOOKS {
+            let living = living();
+            gone.retain(|identity| living.as_ref().is_some_and(|living| !living.contains(&identity.1)));
+        }
         let mut table = lock(&self.table);
-        let gone = |identity: &Identity| before.contains(identity) && !living.contains(&identity.1);
-        let gone: Vec<_> = table.sockets.extract_if(|identity, _| gone(identity)).collect();
+        let gone: Vec<_> = table.sockets.extract_if(|identity, _| gone.contains(identity)).collect();
         table.sweep_at = table.sockets.len().saturating_mul(2).max(FIRST_SWEEP);
         drop(table);
         // Their files go, which waits for the world's lock.
@@ -384,6 +439,19 @@ impl Sockets {
             }
         }
     }
+}
+
+/// The inodes of all UNIX sockets of this network namespace. Names in the list can be any bytes.
+///
+/// It is no snapshot: while it is read, a socket that gets a name moves from one part of it to another, once in its life, and one whose neighbour goes can be passed
+/// over.
+fn living() -> Option<HashSet<u64>> {
+    let list = std::fs::read("/proc/net/unix").ok()?;
+    let inode = |line: &[u8]| {
+        let field = line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).nth(6)?;
+        std::str::from_utf8(field).ok()?.parse().ok()
+    };
+    Some(list.split(|byte| *byte == b'\n').filter_map(inode).collect())
 }
 
 /// An address in a client's memory; EINVAL for another family or too few bytes, as AF_VSOCK has it.

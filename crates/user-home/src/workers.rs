@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The most threads. Each thread of a client makes one call at a time, and further calls wait.
-const MOST: usize = 512;
+const MOST: usize = 4096;
 /// How long a thread without work stays.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -22,6 +22,8 @@ pub(crate) struct Workers {
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
+    /// A thread has nothing to do any more.
+    rest: Condvar,
 }
 
 #[derive(Default)]
@@ -63,6 +65,16 @@ impl Workers {
     }
 }
 
+impl Workers {
+    /// Waits until everything is done that was handed over, for so long.
+    pub(crate) fn finish(&self, patience: Duration) {
+        let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_at_work = |state: &mut State| !state.jobs.is_empty() || state.idle < state.threads;
+        // Whether it is done or time is up: nothing more can be done about it.
+        drop(self.shared.rest.wait_timeout_while(state, patience, is_at_work));
+    }
+}
+
 fn work(shared: &Shared) {
     let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
@@ -73,11 +85,13 @@ fn work(shared: &Shared) {
             continue;
         }
         state.idle = state.idle.saturating_add(1);
+        shared.rest.notify_all();
         let (next, waited) = shared.work.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
         state = next;
         state.idle = state.idle.saturating_sub(1);
         if waited.timed_out() && state.jobs.is_empty() {
             state.threads = state.threads.saturating_sub(1);
+            shared.rest.notify_all();
             return;
         }
     }
@@ -88,6 +102,27 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+
+    #[test]
+    fn finishing_waits_for_what_was_handed_over_and_no_longer() {
+        let workers = Workers::default();
+        workers.finish(Duration::from_secs(60));
+        let (done, results) = mpsc::channel();
+        for number in 0..3 {
+            let done = done.clone();
+            workers.hand(move || {
+                std::thread::sleep(Duration::from_millis(30));
+                done.send(number).unwrap();
+            });
+        }
+        workers.finish(Duration::from_secs(60));
+        assert_eq!(results.try_iter().count(), 3);
+        let (_never, receiver) = mpsc::channel::<()>();
+        workers.hand(move || {
+            let _ = receiver.recv();
+        });
+        workers.finish(Duration::from_millis(20));
+    }
 
     #[test]
     fn jobs_that_wait_for_each_other_are_all_done() {

@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{SocketFlags, accept_with};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::address::{ANY, PARENT};
 use super::connect::peer_of;
@@ -35,6 +36,8 @@ impl Sockets {
         let limit = sockopt::socket_timeout(copy, Timeout::Recv).ok().flatten();
         let until = if super::is_nonblocking(copy) { Some(Instant::now()) } else { limit.map(|limit| Instant::now() + limit) };
         let taken_flags = if flags & nonblocking != 0 { SocketFlags::NONBLOCK } else { SocketFlags::empty() };
+        // Tells at once when the process is gone: until then the port is in use.
+        let process = caller.process().ok().and_then(Pid::from_raw).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let mut slice = FIRST_SLICE;
         loop {
             match self.take(tracked, copy, SocketFlags::CLOEXEC | taken_flags) {
@@ -46,13 +49,13 @@ impl Sockets {
             if left.is_some_and(|left| left.is_zero()) {
                 return Answer::Error(libc::EAGAIN);
             }
-            wait_for(copy, left.map_or(slice, |left| left.min(slice)));
+            wait_for_either(copy, process.as_ref(), left.map_or(slice, |left| left.min(slice)));
             slice = (slice * 2).min(LAST_SLICE);
             if !caller.is_waiting() {
                 return Answer::Done;
             }
             // With a time limit a signal ends it for good.
-            match caller.has_signal() {
+            match caller.has_signal() || caller.is_stopping() {
                 true if limit.is_some() => return Answer::Error(libc::EINTR),
                 true => return restart(caller),
                 false => {}
@@ -64,7 +67,7 @@ impl Sockets {
     fn take(&self, tracked: &Tracked, copy: &OwnedFd, flags: SocketFlags) -> Result<Option<OwnedFd>, Errno> {
         let turn = Arc::clone(&lock(tracked).turn);
         let _turn = lock(&turn);
-        if !wait_for(copy, Duration::ZERO) {
+        if !is_there(copy) {
             return Ok(None);
         }
         match accept_with(copy, flags) {
@@ -93,10 +96,16 @@ impl Sockets {
     }
 }
 
-/// Is a connection there within the time?
-fn wait_for(listener: &OwnedFd, time: Duration) -> bool {
+/// Is a connection there?
+fn is_there(listener: &OwnedFd) -> bool {
+    matches!(poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(count) if count > 0)
+}
+
+/// Waits for a connection or the end of a process, for so long.
+fn wait_for_either(listener: &OwnedFd, process: Option<&OwnedFd>, time: Duration) {
     let time = Timespec::try_from(time).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
-    matches!(poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&time)), Ok(count) if count > 0)
+    let mut fds: Vec<_> = [Some(listener), process].into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+    let _ = poll(&mut fds, Some(&time));
 }
 
 /// Ends the call so that the kernel deals with the signal that waits, and with the call as the signal's handler wants.

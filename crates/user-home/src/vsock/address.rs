@@ -21,10 +21,13 @@ pub(crate) const NONE: VsockAddress = VsockAddress { cid: ANY, port: ANY };
 /// Bytes of it.
 pub(crate) const BYTES: usize = 16;
 
-/// The address that a program gives; none if its family is another. What lies behind it is not looked at.
+/// `VMADDR_FLAG_TO_HOST`, the only flag there is: for guests of a guest, without an effect here.
+const TO_HOST: u8 = 1;
+
+/// The address that a program gives; none if its family is another, or a flag unknown.
 pub(crate) fn read(bytes: &[u8; BYTES]) -> Option<VsockAddress> {
-    let [family_low, family_high, _, _, p0, p1, p2, p3, c0, c1, c2, c3, ..] = *bytes;
-    let is_ours = u16::from_le_bytes([family_low, family_high]) == FAMILY;
+    let [family_low, family_high, _, _, p0, p1, p2, p3, c0, c1, c2, c3, flags, ..] = *bytes;
+    let is_ours = u16::from_le_bytes([family_low, family_high]) == FAMILY && flags & !TO_HOST == 0;
     is_ours.then(|| VsockAddress { cid: u32::from_le_bytes([c0, c1, c2, c3]), port: u32::from_le_bytes([p0, p1, p2, p3]) })
 }
 
@@ -57,6 +60,8 @@ mod tests {
     fn other_families_are_no_addresses() {
         assert_eq!(read(&[0; BYTES]), None);
         assert_eq!(read(&[1, 0, 0, 0, 5, 6, 7, 8, 1, 2, 3, 4, 0, 0, 0, 0]), None);
+        assert!(read(&[40, 0, 0, 0, 5, 6, 7, 8, 1, 2, 3, 4, 1, 9, 9, 9]).is_some());
+        assert_eq!(read(&[40, 0, 0, 0, 5, 6, 7, 8, 1, 2, 3, 4, 2, 0, 0, 0]), None);
         assert_eq!(read(&[40, 1, 0, 0, 5, 6, 7, 8, 1, 2, 3, 4, 0, 0, 0, 0]), None);
     }
 }

@@ -6,14 +6,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nitroxide_world::rendezvous::CONSOLE_PORT_OFFSET;
 use nitroxide_world::{Endpoint, VsockAddress, bind_source};
 use rustix::net::sockopt::{self, Timeout};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, getpeername, getsockname, listen, socket_with,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, getsockname, listen, socket_with};
+use rustix::process::getpid;
 
 use super::address::{ANY, HOST, HYPERVISOR, LOCAL, PARENT};
 use super::{Kind, Sockets, Tracked};
@@ -31,8 +31,13 @@ const MOST_STRANGERS: usize = 16;
 impl Sockets {
     /// connect() of one of ours to a valid address.
     pub(super) fn connect_tracked(&self, caller: &Caller<'_>, tracked: &Tracked, copy: &OwnedFd, to: VsockAddress) -> Answer {
-        if lock(tracked).peer.is_some() {
-            return Answer::Error(libc::EISCONN);
+        let turn = Arc::clone(&lock(tracked).turn);
+        let _turn = lock(&turn);
+        {
+            let socket = lock(tracked);
+            if socket.peer.is_some() || socket.is_spent {
+                return Answer::Error(if socket.is_spent { libc::ECONNRESET } else { libc::EISCONN });
+            }
         }
         if sockopt::socket_acceptconn(copy).unwrap_or(false) {
             return Answer::Error(libc::EINVAL);
@@ -43,7 +48,8 @@ impl Sockets {
                 Answer::Value(0)
             }
             // Programs that do not wait look for the error later, and some for none now.
-            Err(errno) if errno != libc::EINTR && super::is_nonblocking(copy) && refuse_later(copy).is_ok() => {
+            Err(_) if super::is_nonblocking(copy) && refuse_later(copy).is_ok() => {
+                lock(tracked).is_spent = true;
                 Answer::Error(libc::EINPROGRESS)
             }
             Err(errno) => Answer::Error(errno),
@@ -113,29 +119,32 @@ impl Sockets {
         patience: Duration,
     ) -> Result<(), i32> {
         let until = Instant::now() + patience;
+        let goes_on = || goes_on(caller, until, super::is_nonblocking(copy));
         let refused = |error: io::Error| refusal(&error);
         let mut prepared = loop {
             match self.world.prepare(Endpoint::Enclave(cid), Some(from), port) {
                 // Many connect at this moment; the device takes them one by one.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    goes_on(caller, until)?;
+                    goes_on()?;
                     std::thread::sleep(SLICE / 4);
                 }
                 other => break other.map_err(refused)?,
             }
         };
         while !prepared.is_accepted(SLICE).map_err(refused)? {
-            goes_on(caller, until)?;
+            goes_on()?;
         }
         let stream = join(copy).map_err(refused)?;
         prepared.give(stream.as_fd()).map_err(refused)
     }
 }
 
-/// Is there still somebody who waits, and time to wait? connect() of AF_VSOCK always ends with EINTR at a signal: it has a time limit.
-fn goes_on(caller: &Caller<'_>, until: Instant) -> Result<(), i32> {
+/// Is there still somebody who waits, and time to wait? connect() of AF_VSOCK that blocks always ends with EINTR at a signal: it has a time limit. One that does
+/// not block never does.
+fn goes_on(caller: &Caller<'_>, until: Instant, is_nonblocking: bool) -> Result<(), i32> {
     match () {
-        () if !caller.is_waiting() || caller.has_signal() => Err(libc::EINTR),
+        () if !caller.is_waiting() => Err(libc::EINTR),
+        () if !is_nonblocking && caller.has_signal() => Err(libc::EINTR),
         () if Instant::now() >= until => Err(libc::ETIMEDOUT),
         () => Ok(()),
     }
@@ -163,15 +172,13 @@ fn without_waiting(copy: &OwnedFd, act: impl FnOnce() -> io::Result<()>) -> io::
 
 /// Connects a client's socket with a new one, which is returned.
 ///
-/// The name in between is open to everybody, so who comes is compared with who should.
+/// The name in between is open to everybody, so who comes is asked for: it is this process that connects.
 fn join(copy: &OwnedFd) -> io::Result<OwnedFd> {
     let listener = private_listener()?;
     without_waiting(copy, || Ok(connect(copy, &SocketAddrUnix::try_from(getsockname(&listener)?)?)?))?;
-    let own = SocketAddrUnix::try_from(getsockname(copy)?)?;
     for _ in 0..MOST_STRANGERS {
         let stream = accept_with(&listener, SocketFlags::CLOEXEC)?;
-        let peer = getpeername(&stream)?.and_then(|name| SocketAddrUnix::try_from(name).ok());
-        if peer.as_ref() == Some(&own) {
+        if sockopt::socket_peercred(&stream)?.pid == getpid() {
             return Ok(stream);
         }
     }
