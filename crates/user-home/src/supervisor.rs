@@ -50,6 +50,7 @@ impl Supervisor {
     ///
     /// EMFILE and the like.
     pub(crate) fn new(listener: OwnedFd, device: ServedDevice) -> io::Result<Self> {
+        sys::take_turns(listener.as_fd());
         let device_file = rustix::fs::open(STAND_IN, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self {
             listener,
