@@ -137,7 +137,7 @@ unsafe extern "C" fn enclave_poll(file: *mut bindings::file, table: *mut binding
     let enclave = unsafe { enclave_of(file) };
     // SAFETY: As above.
     let is_to_wait = unsafe { table.as_ref() }.is_some_and(|table| table._qproc.is_some());
-    // Whoever only looks, or is woken and looks again, is spared the call.
+    // Whoever only looks, or is woken and looks again, is spared the call: it would do nothing, by the same test (poll_wait() in linux/poll.h).
     if is_to_wait {
         // SAFETY: As above.
         let (table, file) = unsafe { (PollTable::from_raw(table), File::from_raw_file(file)) };

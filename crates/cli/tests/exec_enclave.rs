@@ -258,28 +258,15 @@ fn socat_and_python_talk_to_each_other_and_to_an_enclave() {
     let user = User::new();
     let (mut sample, mut terminal) = on_terminal(user.exec(&[&user.program("ne_ioctl_sample"), &user.image()]));
     read_until(&mut terminal, "Entering sleep", || user.log());
-    let cid = user.enclaves()[0]["EnclaveCID"].to_string();
+    let cid = user.enclaves()[0]["EnclaveCID"].clone();
     // It listens a moment after its heartbeat.
-    assert_eq!(
-        user.ask(&Value::from(cid.parse::<u32>().unwrap()), "echo ready"),
-        "ready
-"
-    );
+    assert_eq!(user.ask(&cid, "echo ready"), "ready\n", "{}", user.log());
 
     let script = user.home.path().join("client.py");
     fs::write(&script, PYTHON).unwrap();
     let python = format!("PYTHONHOME='{}/usr' exec {} '{}' {cid}", user.program("clients"), user.packaged("python3"), script.display());
     let output = run(&mut user.exec(&["sh", "-c", &python]));
-    assert_eq!(
-        (text(&output.stdout).as_str(), output.status.success()),
-        (
-            "from Python
-",
-            true
-        ),
-        "{}",
-        text(&output.stderr)
-    );
+    assert_eq!((text(&output.stdout).as_str(), output.status.success()), ("from Python\n", true), "{}", text(&output.stderr));
 
     let socat = user.packaged("socat");
     let script = format!(
@@ -289,14 +276,7 @@ fn socat_and_python_talk_to_each_other_and_to_an_enclave() {
          echo echo from socat | {socat} - VSOCK-CONNECT:{cid}:5005"
     );
     let output = run(&mut user.exec(&["sh", "-c", &script]));
-    assert_eq!(
-        text(&output.stdout),
-        "through socat
-from socat
-",
-        "{}",
-        text(&output.stderr)
-    );
+    assert_eq!(text(&output.stdout), "through socat\nfrom socat\n", "{}", text(&output.stderr));
 
     kill_process(Pid::from_child(&sample), Signal::TERM).unwrap();
     sample.wait().unwrap();

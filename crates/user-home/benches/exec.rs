@@ -47,7 +47,7 @@ fn main() {
         println!("{name:<32}{:>12}{:>14}{:>12}", shown(native), shown(supervised), shown(more));
     }
 
-    // This project's smallest crate, with what it needs, into an empty folder.
+    // The driver core and what it needs, into an empty folder.
     let mut times: [Vec<f64>; 2] = Default::default();
     for _ in 0..turns {
         for (place, mut command) in [Command::new(env!("CARGO")), supervised(Path::new(env!("CARGO")))].into_iter().enumerate() {

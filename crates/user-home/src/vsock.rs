@@ -44,6 +44,8 @@ pub(crate) const GET_LOCAL_CID: u32 = 0x7B9;
 const LAST_RESERVED_PORT: u32 = 1023;
 /// The highest number of a socket type, `SOCK_PACKET`.
 const LAST_KIND: u32 = 10;
+/// Ports that are remembered of listeners that are gone.
+const MOST_BOUND: usize = 1 << 16;
 /// Looks at the list of sockets before one that is not in it counts as gone.
 const LOOKS: usize = 3;
 /// How long a port may be in use by nothing but copies of descriptors of ours.
@@ -73,9 +75,9 @@ struct Socket {
     file: Option<SocketFile>,
     /// The process that has bound it, where it is the port of heartbeats.
     heartbeats_of: Option<i32>,
-    /// Whose turn it is to bind, to connect or to accept. What holds it may wait, and then holds nothing else.
+    /// Whose turn it is to bind, to connect or to accept. Who has it may wait.
     turn: Arc<Mutex<()>>,
-    /// Was a connect() refused that did not block? The UNIX socket cannot be connected any more.
+    /// Is the UNIX socket connected to nobody, after a connect() that was refused and did not block? It cannot be connected any more.
     is_spent: bool,
 }
 
@@ -323,12 +325,12 @@ impl Sockets {
         set.map_or_else(Answer::Error, |()| Answer::Value(0))
     }
 
-    /// Whose heartbeat listener an enclave's heartbeat goes to that this process has made: its own, or another client's if that one alone listens.
+    /// Whose listener gets the heartbeat of an enclave that this process has made: its own, or another client's if that one alone listens.
     pub(crate) fn heartbeat_listener(&self, process: i32) -> i32 {
         self.sweep();
         let listeners: Vec<i32> = self.all().iter().filter_map(|socket| lock(socket).heartbeats_of).collect();
         match listeners.as_slice() {
-            [one] if !listeners.contains(&process) => *one,
+            [one] => *one,
             _ => process,
         }
     }
@@ -419,6 +421,9 @@ impl Sockets {
         let mut table = lock(&self.table);
         let gone: Vec<_> = table.sockets.extract_if(|identity, _| gone.contains(identity)).collect();
         table.sweep_at = table.sockets.len().saturating_mul(2).max(FIRST_SWEEP);
+        if table.bound.len() > MOST_BOUND {
+            table.bound = table.sockets.values().filter_map(|socket| Some(socket.try_lock().ok()?.own?.port)).collect();
+        }
         drop(table);
         // Their files go, which waits for the world's lock.
         drop(gone);

@@ -271,7 +271,7 @@ impl World {
     pub fn ask(&self, endpoint: Endpoint, from: Option<VsockAddress>, port: u32) -> io::Result<UnixStream> {
         let mut stream = self.connect(endpoint, from)?;
         // An empty send buffer takes these few bytes at once.
-        send_question(&mut stream, port)?;
+        send_question(&mut stream, "CONNECT", port)?;
         Ok(stream)
     }
 
@@ -282,7 +282,7 @@ impl World {
     /// As [`World::ask`].
     pub fn prepare(&self, endpoint: Endpoint, from: Option<VsockAddress>, port: u32) -> io::Result<Prepared> {
         let mut stream = self.connect(endpoint, from)?;
-        send_line(&mut stream, "PREPARE", port)?;
+        send_question(&mut stream, "PREPARE", port)?;
         Ok(Prepared { stream, line: Vec::with_capacity(LONGEST_ANSWER) })
     }
 
@@ -315,7 +315,7 @@ impl World {
         let mut stream = self.connect_patiently(guest, Some(from), timeout)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        send_question(&mut stream, port)?;
+        send_question(&mut stream, "CONNECT", port)?;
         let source_port = read_answer(&mut stream)?;
         stream.set_read_timeout(None)?;
         stream.set_write_timeout(None)?;
@@ -398,12 +398,8 @@ pub(crate) enum Found {
     Foreign,
 }
 
-/// Asks a listener that stands for a whole guest for a port.
-fn send_question(stream: &mut UnixStream, port: u32) -> io::Result<()> {
-    send_line(stream, "CONNECT", port)
-}
-
-fn send_line(stream: &mut UnixStream, word: &str, port: u32) -> io::Result<()> {
+/// Asks a listener that stands for a whole guest for a port, by this word.
+fn send_question(stream: &mut UnixStream, word: &str, port: u32) -> io::Result<()> {
     // A listener that hangs up before it has read us shows as a broken pipe; for the caller that is the same refusal.
     stream.write_all(format!("{word} {port}\n").as_bytes()).map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => io::ErrorKind::ConnectionReset.into(),

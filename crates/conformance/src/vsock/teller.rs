@@ -3,6 +3,7 @@
 use std::os::fd::{OwnedFd, RawFd};
 
 use super::{ADDRESS, ALL, ANY, PATIENCE_MS, PORT, QUIET_MS};
+use crate::real::code;
 use crate::sockets::{self as sys, Name, Outcome};
 
 /// Writes down what happens.
@@ -62,38 +63,23 @@ pub(super) fn said(outcome: Outcome) -> String {
     outcome.map_or_else(error, |value| value.to_string())
 }
 
+/// An errno by name: those of sockets, and those that the driver knows.
 pub(super) fn error(errno: i32) -> String {
     let name = match errno {
-        libc::EINTR => "EINTR",
-        libc::EBADF => "EBADF",
-        libc::EAGAIN => "EAGAIN",
-        libc::EACCES => "EACCES",
-        libc::EFAULT => "EFAULT",
-        libc::ENODEV => "ENODEV",
-        libc::EINVAL => "EINVAL",
-        libc::ENOTTY => "ENOTTY",
         libc::EPIPE => "EPIPE",
-        libc::EDOM => "EDOM",
-        libc::ERANGE => "ERANGE",
+        libc::EPROTOTYPE => "EPROTOTYPE",
+        libc::ENOPROTOOPT => "ENOPROTOOPT",
         libc::EPROTONOSUPPORT => "EPROTONOSUPPORT",
         libc::ESOCKTNOSUPPORT => "ESOCKTNOSUPPORT",
-        libc::EOPNOTSUPP => "EOPNOTSUPP",
         libc::EAFNOSUPPORT => "EAFNOSUPPORT",
-        libc::EADDRINUSE => "EADDRINUSE",
         libc::EADDRNOTAVAIL => "EADDRNOTAVAIL",
-        libc::ENETUNREACH => "ENETUNREACH",
         libc::ECONNRESET => "ECONNRESET",
         libc::ECONNREFUSED => "ECONNREFUSED",
         libc::EISCONN => "EISCONN",
         libc::ENOTCONN => "ENOTCONN",
-        libc::ETIMEDOUT => "ETIMEDOUT",
         libc::EALREADY => "EALREADY",
         libc::EINPROGRESS => "EINPROGRESS",
-        libc::ENOPROTOOPT => "ENOPROTOOPT",
-        libc::EPROTOTYPE => "EPROTOTYPE",
-        libc::EDESTADDRREQ => "EDESTADDRREQ",
-        libc::EMSGSIZE => "EMSGSIZE",
-        _ => return format!("errno {errno}"),
+        _ => return code(errno.into()),
     };
     name.to_owned()
 }

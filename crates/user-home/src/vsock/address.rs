@@ -1,5 +1,6 @@
 //! `struct sockaddr_vm` (linux/vm_sockets.h): family at byte 0, port at byte 4, CID at byte 8; 16 bytes. Pure.
 
+use nitroxide_abi::Cid;
 use nitroxide_world::VsockAddress;
 
 /// AF_VSOCK.
@@ -7,7 +8,7 @@ pub(crate) const FAMILY: u16 = 40;
 /// `VMADDR_CID_ANY` and `VMADDR_PORT_ANY`.
 pub(crate) const ANY: u32 = u32::MAX;
 /// The CID of a parent with enclaves.
-pub(crate) const PARENT: u32 = 3;
+pub(crate) const PARENT: u32 = Cid::PARENT.0;
 /// `VMADDR_CID_LOCAL`: what the loopback transport gives as its own.
 pub(crate) const LOCAL: u32 = 1;
 /// `VMADDR_CID_HOST`.

@@ -33,11 +33,15 @@ impl Sockets {
     pub(super) fn connect_tracked(&self, caller: &Caller<'_>, tracked: &Tracked, copy: &OwnedFd, to: VsockAddress) -> Answer {
         let turn = Arc::clone(&lock(tracked).turn);
         let _turn = lock(&turn);
-        {
+        let (is_spent, is_connected) = {
             let socket = lock(tracked);
-            if socket.peer.is_some() || socket.is_spent {
-                return Answer::Error(if socket.is_spent { libc::ECONNRESET } else { libc::EISCONN });
-            }
+            (socket.is_spent, socket.peer.is_some())
+        };
+        if is_spent {
+            return Answer::Error(libc::ECONNRESET);
+        }
+        if is_connected {
+            return Answer::Error(libc::EISCONN);
         }
         if sockopt::socket_acceptconn(copy).unwrap_or(false) {
             return Answer::Error(libc::EINVAL);
@@ -63,18 +67,9 @@ impl Sockets {
             _ if is_here => self.reach_parent(caller, copy, to.port),
             HYPERVISOR => self.reach_at_once(copy, Endpoint::Console(to.port.wrapping_sub(CONSOLE_PORT_OFFSET))),
             ANY => Err(libc::ECONNRESET),
-            cid => {
-                let (kind, patience) = {
-                    let socket = lock(tracked);
-                    (socket.kind, socket.options.connect_timeout)
-                };
-                // Enclaves have streams only.
-                if kind == Kind::Packets {
-                    Err(libc::ESOCKTNOSUPPORT)
-                } else {
-                    self.reach_guest(caller, copy, from, (cid, to.port), patience)
-                }
-            }
+            // Enclaves have streams only.
+            _ if lock(tracked).kind == Kind::Packets => Err(libc::ESOCKTNOSUPPORT),
+            _ => self.reach_guest(caller, tracked, copy, from, to),
         }
     }
 
@@ -96,33 +91,21 @@ impl Sockets {
 
     fn reach_parent(&self, caller: &Caller<'_>, copy: &OwnedFd, port: u32) -> Result<(), i32> {
         let heartbeats = self.heartbeat_endpoints(caller, port);
-        let mut last = libc::ECONNRESET;
-        for endpoint in heartbeats.into_iter().chain([Endpoint::ParentPort(port)]) {
-            match self.reach_at_once(copy, endpoint) {
-                Ok(()) => return Ok(()),
-                Err(errno) => last = errno,
-            }
-        }
-        Err(last)
+        heartbeats
+            .map_or(Err(libc::ECONNRESET), |endpoint| self.reach_at_once(copy, endpoint))
+            .or_else(|_| self.reach_at_once(copy, Endpoint::ParentPort(port)))
     }
 
     fn reach_at_once(&self, copy: &OwnedFd, endpoint: Endpoint) -> Result<(), i32> {
         without_waiting(copy, || self.world.connect_socket(copy, endpoint)).map_err(|error| refusal(&error))
     }
 
-    fn reach_guest(
-        &self,
-        caller: &Caller<'_>,
-        copy: &OwnedFd,
-        from: VsockAddress,
-        (cid, port): (u32, u32),
-        patience: Duration,
-    ) -> Result<(), i32> {
-        let until = Instant::now() + patience;
+    fn reach_guest(&self, caller: &Caller<'_>, tracked: &Tracked, copy: &OwnedFd, from: VsockAddress, to: VsockAddress) -> Result<(), i32> {
+        let until = Instant::now() + lock(tracked).options.connect_timeout;
         let goes_on = || goes_on(caller, until, super::is_nonblocking(copy));
         let refused = |error: io::Error| refusal(&error);
         let mut prepared = loop {
-            match self.world.prepare(Endpoint::Enclave(cid), Some(from), port) {
+            match self.world.prepare(Endpoint::Enclave(to.cid), Some(from), to.port) {
                 // Many connect at this moment; the device takes them one by one.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     goes_on()?;
@@ -135,7 +118,10 @@ impl Sockets {
             goes_on()?;
         }
         let stream = join(copy).map_err(refused)?;
-        prepared.give(stream.as_fd()).map_err(refused)
+        prepared.give(stream.as_fd()).map_err(|error| {
+            lock(tracked).is_spent = true;
+            refusal(&error)
+        })
     }
 }
 

@@ -72,15 +72,9 @@ impl Options {
     pub(crate) fn set(&mut self, option: u32, value: &[u8]) -> Result<(), i32> {
         let word = |at: usize| value.get(at..).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u64::from_le_bytes(*bytes));
         match option {
-            BUFFER_SIZE => self.size = word(0).min(self.most).max(self.least),
-            BUFFER_MIN_SIZE => {
-                self.least = word(0);
-                self.size = self.size.min(self.most).max(self.least);
-            }
-            BUFFER_MAX_SIZE => {
-                self.most = word(0);
-                self.size = self.size.min(self.most).max(self.least);
-            }
+            BUFFER_SIZE => self.size = word(0),
+            BUFFER_MIN_SIZE => self.least = word(0),
+            BUFFER_MAX_SIZE => self.most = word(0),
             _ => {
                 let (seconds, microseconds) = (word(0).cast_signed(), word(8).cast_signed());
                 if !(0..LONGEST_SECONDS).contains(&seconds) || microseconds >= 1_000_000 {
@@ -91,6 +85,7 @@ impl Options {
                 self.connect_timeout = if time.is_zero() { DEFAULT_CONNECT_TIMEOUT } else { time };
             }
         }
+        self.size = self.size.min(self.most).max(self.least);
         Ok(())
     }
 }
