@@ -262,12 +262,30 @@ fn switching_off_ends_everything_and_says_when_that_is_done() {
 
 #[test]
 fn a_command_under_way_at_switching_off_has_no_reply_afterwards() {
-    let rig = Rig::with(ServerOptions::default(), "alloc@1=hold");
+    let rig = Rig::new();
+    let mut guest = rig.connect();
+    guest.probe();
+    rig.launcher.close_gate(Call::ReserveSlot);
+    guest.submit(Command::SlotAlloc, &[0]);
+    rig.launcher.wait_at_gate(Call::ReserveSlot);
+    guest.write(pci::ENABLE, &[0]);
+    rig.launcher.open_gate(Call::ReserveSlot);
+    guest.disable();
+    assert!(!interrupted(&guest.reply, SHORTLY));
+    guest.probe();
+    assert_eq!(guest.command(Command::SlotAlloc, &[0]).rc, 0);
+}
+
+/// Whether it is held already or still waits for its turn.
+#[test]
+fn a_held_command_does_not_keep_the_device_on() {
+    let rig = Rig::with(ServerOptions::default(), "alloc=hold");
     let mut guest = rig.connect();
     guest.probe();
     guest.submit(Command::SlotAlloc, &[0]);
     guest.disable();
     assert!(!interrupted(&guest.reply, SHORTLY));
+    rig.device.set_faults(Faults::none());
     guest.probe();
     assert_eq!(guest.command(Command::SlotAlloc, &[0]).rc, 0);
 }
