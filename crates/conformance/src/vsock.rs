@@ -493,6 +493,10 @@ fn not_blocking(t: &mut Teller) -> Result<(), i32> {
     sys::option(fd, libc::SOL_SOCKET, libc::SO_ERROR, &mut value)?;
     t.tell("getsockopt(SO_ERROR) again", &u32::from_le_bytes(value).to_string());
     t.outcome("send", sys::send(fd, b"x", 0));
+    t.outcome("connect where somebody listens", sys::connect(fd, &address(PARENT, PORT + 80)));
+    sys::set_nonblocking(fd, false)?;
+    t.outcome("connect that blocks", sys::connect(fd, &address(PARENT, PORT + 80)));
+    t.outcome("connect that blocks, again", sys::connect(fd, &address(PARENT, PORT + 80)));
     Ok(())
 }
 
