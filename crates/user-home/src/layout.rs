@@ -21,14 +21,15 @@ use std::sync::Arc;
 
 use nitroxide_client::ServedDevice;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
     SocketType, recvmsg, sendmsg, socketpair,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, pidfd_open, pidfd_send_signal, set_child_subreaper,
-    setrlimit, wait, waitpid,
+    Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, pidfd_getfd, pidfd_open, pidfd_send_signal,
+    set_child_subreaper, setrlimit, wait, waitpid,
 };
 
 use crate::filter::{Instruction, Part, program, rules};
@@ -300,9 +301,13 @@ fn supervise(
         Ok(reaper) => reaper,
         Err(error) => return failed("The client's process is lost", &error),
     };
-    let (listener, client) = match take_listener(&here) {
+    let (listener, process) = match take_listener(&here) {
         Ok(both) => both,
         Err(error) => return failed("Calls of the client cannot be looked at", &explained(&error)),
+    };
+    let client = match look_into(process) {
+        Ok(client) => client,
+        Err(error) => return failed("The client cannot be looked into", &whose_fault(&error)),
     };
     // On an error the client has no go-ahead, and ends without having begun.
     let device = match open() {
@@ -342,7 +347,7 @@ fn explained(error: &io::Error) -> String {
         Some(libc::EBUSY) => {
             "something above this process looks at system calls already (a container runtime with a seccomp agent, or another such supervisor)"
         }
-        Some(libc::ENOSYS | libc::EINVAL) => "this kernel has no seccomp user notification (Linux 5.14 or later is needed)",
+        Some(libc::ENOSYS | libc::EINVAL) => "this kernel has no seccomp user notification (Linux 5.9 or later is needed)",
         Some(libc::EPERM | libc::EACCES) => "seccomp is forbidden here; in a container, give it a seccomp profile that allows it",
         _ => return error.to_string(),
     };
@@ -401,8 +406,36 @@ fn let_go_of_terminal() {
     let _ = rustix::stdio::dup2_stderr(log.as_ref().unwrap_or(&nothing));
 }
 
+/// Tries on a client, which is still a copy of this process, what is needed to answer its calls; gives its pidfd.
+fn look_into(client: Pid) -> io::Result<OwnedFd> {
+    static SOMETHING: u8 = 42;
+    let pidfd = pidfd_open(client, PidfdFlags::empty())?;
+    let address = u64::try_from(std::ptr::from_ref(&SOMETHING).addr()).map_err(|_| io::ErrorKind::InvalidData)?;
+    sys::read_memory(client.as_raw_nonzero().get(), address, &mut [0])?;
+    // It need not be open.
+    match pidfd_getfd(&pidfd, 0, PidfdGetfdFlags::empty()) {
+        Ok(_) | Err(Errno::BADF) => Ok(pidfd),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// What EPERM and its like mean where a client is looked into.
+fn whose_fault(error: &io::Error) -> String {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    match (error.raw_os_error(), scope.trim()) {
+        (Some(libc::EPERM), "2" | "3") => {
+            format!("{error}: Yama forbids it (kernel.yama.ptrace_scope is {}; set it to 1, or run `nitroxide exec` as root)", scope.trim())
+        }
+        (Some(libc::EPERM | libc::EACCES | libc::ENOSYS), _) => format!(
+            "{error}: in a container, allow process_vm_readv, process_vm_writev, ptrace and pidfd_getfd in its seccomp profile; \
+             on the machine, look for a security module that forbids them"
+        ),
+        _ => error.to_string(),
+    }
+}
+
 /// The listener and the client's process, or why there is none.
-fn take_listener(from: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
+fn take_listener(from: &OwnedFd) -> io::Result<(OwnedFd, Pid)> {
     let mut bytes = [0; 4];
     let mut space = [const { std::mem::MaybeUninit::uninit() }; rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -417,8 +450,7 @@ fn take_listener(from: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
     let number = i32::from_le_bytes(bytes);
     // Without a listener the number is the reason.
     let listener = listener.ok_or_else(|| io::Error::from_raw_os_error(number))?;
-    let client = Pid::from_raw(number).ok_or(io::ErrorKind::InvalidData)?;
-    Ok((listener, pidfd_open(client, PidfdFlags::empty())?))
+    Ok((listener, Pid::from_raw(number).ok_or(io::ErrorKind::InvalidData)?))
 }
 
 // ---------------------------------------------------------------- reaper and client
@@ -443,7 +475,7 @@ fn reap(execution: &Execution, client: &Program, there: OwnedFd, tell: &OwnedFd)
     loop {
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid == process => Message::Ended(status.as_raw(), is_alone()).send(tell),
-            Err(rustix::io::Errno::CHILD) => sys::exit(0),
+            Err(Errno::CHILD) => sys::exit(0),
             _ => {}
         }
     }
@@ -453,8 +485,8 @@ fn reap(execution: &Execution, client: &Program, there: OwnedFd, tell: &OwnedFd)
 fn is_alone() -> bool {
     loop {
         match wait(WaitOptions::NOHANG) {
-            Err(rustix::io::Errno::CHILD) => return true,
-            Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::CHILD) => return true,
+            Ok(Some(_)) | Err(Errno::INTR) => {}
             _ => return false,
         }
     }

@@ -115,23 +115,30 @@ pub(crate) fn answer(listener: BorrowedFd<'_>, id: u64, result: Result<i64, i32>
     Ok(())
 }
 
-/// Ends a call with a descriptor: gives the caller one for the same open file, and its number is the call's value. Both or neither.
+/// Ends a call with a descriptor: gives the caller one for the same open file, and its number is the call's value. Both or neither, from Linux 5.14 on; before, a
+/// call that a signal ends in between leaves its caller a descriptor that it does not know of.
 ///
 /// # Errors
 ///
 /// ENOENT if nobody waits any more, EMFILE if the caller has no room.
 pub(crate) fn answer_with(listener: BorrowedFd<'_>, id: u64, file: BorrowedFd<'_>, close_on_exec: bool) -> io::Result<()> {
     let number = |value: i32| u32::try_from(value).unwrap_or(0);
-    let request = libc::seccomp_notif_addfd {
-        id,
-        flags: u32::try_from(libc::SECCOMP_ADDFD_FLAG_SEND).unwrap_or(2),
-        srcfd: number(file.as_raw_fd()),
-        newfd: 0,
-        newfd_flags: if close_on_exec { number(libc::O_CLOEXEC) } else { 0 },
+    let give = |flags: u32| {
+        let request = libc::seccomp_notif_addfd {
+            id,
+            flags,
+            srcfd: number(file.as_raw_fd()),
+            newfd: 0,
+            newfd_flags: if close_on_exec { number(libc::O_CLOEXEC) } else { 0 },
+        };
+        // SAFETY: the command reads a `seccomp_notif_addfd` that lives for the call.
+        checked(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD, &raw const request) }.into())
     };
-    // SAFETY: the command reads a `seccomp_notif_addfd` that lives for the call.
-    checked(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD, &raw const request) }.into())?;
-    Ok(())
+    match give(u32::try_from(libc::SECCOMP_ADDFD_FLAG_SEND).unwrap_or(2)) {
+        // A flag that it does not know.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => answer(listener, id, Ok(give(0)?), false),
+        other => other.map(drop),
+    }
 }
 
 // ---------------------------------------------------------------- another process
