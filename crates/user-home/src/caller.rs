@@ -165,7 +165,7 @@ impl Owner {
     }
 
     /// Is the process still there, and has it not executed another program?
-    fn lives(&self) -> bool {
+    pub(crate) fn lives(&self) -> bool {
         // A memory that is gone is empty; in one that is there, nothing is mapped at 0, or there is something to be read.
         !self.is_dead() && !matches!(self.memory.read_at(&mut [0], 0), Ok(0))
     }

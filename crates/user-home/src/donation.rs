@@ -1,4 +1,4 @@
-//! Memory that a client gives away: is it there, is it of huge pages, and a copy of what is in it ([`take`]).
+//! Memory that a client gives away: is it there, is it of huge pages, and a copy of what is in it ([`Region`]).
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
@@ -27,6 +27,7 @@ struct Mapping {
     start: u64,
     end: u64,
     is_writable: bool,
+    is_private: bool,
     /// Where in its file it begins, in bytes.
     offset: u64,
     /// Its file; major, minor and inode are 0 where there is none.
@@ -46,6 +47,7 @@ impl Mapping {
             start: u64::from_str_radix(start, 16).ok()?,
             end: u64::from_str_radix(end, 16).ok()?,
             is_writable: rights.as_bytes().get(1) == Some(&b'w'),
+            is_private: rights.as_bytes().get(3) == Some(&b'p'),
             offset: u64::from_str_radix(offset, 16).ok()?,
             file: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?, inode.parse().ok()?),
             name: parts.next().unwrap_or_default().trim_start().to_owned(),
@@ -66,26 +68,86 @@ impl Mapping {
     }
 }
 
-/// Checks a region page by page, as the driver's pinning does, and copies it.
-///
-/// # Errors
-///
-/// EFAULT if a page is not there or cannot be written, 263 if it is not a huge one, ENOMEM.
-pub(crate) fn take(caller: &Caller<'_>, huge: &HugePages, device: &ServedDevice, start: u64, size: u64) -> Result<ServedMemory, Code> {
-    let end = start.checked_add(size).ok_or(Code::EFAULT)?;
-    let process = caller.process().map_err(|_| Code::EFAULT)?;
-    let mappings = mappings(caller.thread, start, end).map_err(|_| Code::EFAULT)?;
-    check(&mappings, start, end, |mapping, start, end| {
-        mapping.is_really_huge()
-            || (mapping.is_anonymous() && huge.has(process, start, end))
-            || (mapping.file.2 != 0 && huge.file(mapping.identity()).is_some())
-    })?;
-    let mut memory = device.memory(size).map_err(|_| Code::ENOMEM)?;
-    for mapping in &mappings {
-        let range = (mapping.start.max(start), mapping.end.min(end));
-        copy(caller, huge, mapping, range, start, &mut memory)?;
+/// Whose pages they are, so that the same one can be told when it is given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// Memory of a process that no other has: addresses.
+    Process(i32),
+    /// A file: offsets in it.
+    File(Identity),
+}
+
+/// Pages in a row, from a place to another in whatever they are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pages {
+    pub(crate) whose: Whose,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+impl Pages {
+    /// Is a page in both?
+    pub(crate) fn overlap(&self, other: &Self) -> bool {
+        self.whose == other.whose && self.start < other.end && other.start < self.end
     }
-    if caller.is_waiting() { Ok(memory) } else { Err(Code::EFAULT) }
+}
+
+/// A region that will do, before anything is taken.
+#[derive(Debug)]
+pub(crate) struct Region {
+    start: u64,
+    end: u64,
+    mappings: Vec<Mapping>,
+}
+
+impl Region {
+    /// Checks a region page by page, as the driver's pinning does.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT if a page is not there or cannot be written, 263 if it is not a huge one.
+    pub(crate) fn look(caller: &Caller<'_>, huge: &HugePages, start: u64, size: u64) -> Result<Self, Code> {
+        let end = start.checked_add(size).ok_or(Code::EFAULT)?;
+        let process = caller.process().map_err(|_| Code::EFAULT)?;
+        let mappings = mappings(caller.thread, start, end).map_err(|_| Code::EFAULT)?;
+        check(&mappings, start, end, |mapping, start, end| {
+            mapping.is_really_huge()
+                || (mapping.is_anonymous() && huge.has(process, start, end))
+                || (mapping.file.2 != 0 && huge.file(mapping.identity()).is_some())
+        })?;
+        Ok(Self { start, end, mappings })
+    }
+
+    /// Its pages, in memory of this process.
+    pub(crate) fn pages(&self, process: i32) -> Vec<Pages> {
+        let parts = self.mappings.iter().map(|mapping| {
+            let (start, end) = self.part(mapping);
+            if mapping.is_anonymous() || mapping.is_private {
+                return Pages { whose: Whose::Process(process), start, end };
+            }
+            let in_file = |address: u64| mapping.offset.saturating_add(address - mapping.start);
+            Pages { whose: Whose::File(mapping.identity()), start: in_file(start), end: in_file(end) }
+        });
+        parts.collect()
+    }
+
+    /// Copies it.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT if it is no longer there, ENOMEM.
+    pub(crate) fn take(&self, caller: &Caller<'_>, huge: &HugePages, device: &ServedDevice) -> Result<ServedMemory, Code> {
+        let mut memory = device.memory(self.end - self.start).map_err(|_| Code::ENOMEM)?;
+        for mapping in &self.mappings {
+            copy(caller, huge, mapping, self.part(mapping), self.start, &mut memory)?;
+        }
+        if caller.is_waiting() { Ok(memory) } else { Err(Code::EFAULT) }
+    }
+
+    /// What of a mapping is in it.
+    fn part(&self, mapping: &Mapping) -> (u64, u64) {
+        (mapping.start.max(self.start), mapping.end.min(self.end))
+    }
 }
 
 /// The mappings that touch a range, ascending.
@@ -249,6 +311,27 @@ mod tests {
         assert_eq!(judge(&[good.clone(), read_only], 2, 12), Err(Code::EFAULT), "not writable");
         assert_eq!(judge(&[good, foreign.clone()], 2, 102), Err(Code::EFAULT), "a gap before what is not huge");
         assert_eq!(judge(&[foreign], 100, 102), Err(Code::MEM_NOT_HUGE_PAGE));
+    }
+
+    #[test]
+    fn pages_are_the_same_where_their_file_or_their_process_is() {
+        let shared = |start: u64, offset: u64, inode: u64| {
+            Mapping::parse(&format!("{:x}-{:x} rw-s {:x} 00:01 {inode} /memfd:x", start * MIB, (start + 8) * MIB, offset * MIB)).unwrap()
+        };
+        let of = |mapping: Mapping, start: u64, end: u64, process: i32| {
+            let region = Region { start: start * MIB, end: end * MIB, mappings: vec![mapping] };
+            region.pages(process)[0]
+        };
+        let first = of(shared(100, 0, 7), 102, 104, 1);
+        assert_eq!((first.start, first.end), (2 * MIB, 4 * MIB));
+        // Under another address, and in another process.
+        assert!(first.overlap(&of(shared(200, 2, 7), 200, 202, 2)));
+        assert!(!first.overlap(&of(shared(200, 2, 7), 202, 204, 1)), "the next page");
+        assert!(!first.overlap(&of(shared(100, 0, 8), 102, 104, 1)), "another file");
+        let private = of(mapping(100, 108, "rw-p"), 102, 104, 1);
+        assert!(private.overlap(&of(mapping(100, 108, "rw-p"), 100, 108, 1)));
+        assert!(!private.overlap(&of(mapping(100, 108, "rw-p"), 102, 104, 2)), "another process");
+        assert!(!private.overlap(&first));
     }
 
     #[test]

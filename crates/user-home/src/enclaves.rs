@@ -14,10 +14,11 @@ use rustix::fs::OFlags;
 
 use crate::answer::Answer;
 use crate::caller::{Caller, Owner};
+use crate::donation::{Pages, Region, Whose};
 use crate::handed::{Handed, Identity, Watch, is_closed};
 use crate::huge::HugePages;
+use crate::lock;
 use crate::vsock::Sockets;
-use crate::{donation, lock};
 
 /// What NE_QUERY says of this home.
 const FACTS: Facts =
@@ -33,6 +34,8 @@ const LARGEST_REGION: u64 = 1 << 40;
 pub(crate) struct Enclaves {
     device: ServedDevice,
     open: Mutex<HashMap<Identity, Arc<Open>>>,
+    /// The pages that enclaves have.
+    given: Mutex<Vec<Given>>,
     /// Held while closed ones are released, so that who needs what they had can wait for it.
     closing: Mutex<()>,
     /// How many descriptors are being handed out.
@@ -54,6 +57,13 @@ impl Drop for Handing<'_> {
     }
 }
 
+/// Pages that an enclave has. What was copied has no pages of its own, so the device cannot tell that one is given twice.
+#[derive(Debug)]
+struct Given {
+    slot: SlotUid,
+    pages: Pages,
+}
+
 /// An enclave that somebody has a descriptor of.
 #[derive(Debug)]
 pub(crate) struct Open {
@@ -72,7 +82,14 @@ impl Open {
 
 impl Enclaves {
     pub(crate) fn new(device: ServedDevice) -> Self {
-        Self { device, open: Mutex::default(), closing: Mutex::default(), in_hand: Mutex::default(), handed: Condvar::new() }
+        Self {
+            device,
+            open: Mutex::default(),
+            given: Mutex::default(),
+            closing: Mutex::default(),
+            in_hand: Mutex::default(),
+            handed: Condvar::new(),
+        }
     }
 
     /// The device.
@@ -94,6 +111,7 @@ impl Enclaves {
         let mut open = lock(&self.open);
         let gone: Vec<_> = open.extract_if(|_, open| is_gone(open)).collect();
         drop(open);
+        lock(&self.given).retain(|given| !gone.iter().any(|(_, open)| open.enclave.slot_uid() == given.slot));
         // Stops and frees it, unless a call is under way, which then does so.
         drop(gone);
     }
@@ -124,7 +142,7 @@ impl Enclaves {
             Ok(handed) => handed,
             Err(error) => return error.into(),
         };
-        let mut client = Calling { caller, owner: None, huge, device: &self.device, region_bytes: 0 };
+        let mut client = self.calling(caller, huge);
         if let Err(code) = call::create_vm(&mut client, enclave.slot_uid(), argument) {
             return Answer::Error(code.number());
         }
@@ -132,14 +150,41 @@ impl Enclaves {
         Answer::Handed(handed, true)
     }
 
+    /// Notes pages for an enclave; 262 if one of them is another's, or its own already.
+    fn note_given(&self, slot: SlotUid, pages: &[Pages]) -> Result<(), Code> {
+        // Addresses of a process that is gone, or has executed another program, are nobody's any more.
+        let is_gone = |slot: SlotUid| lock(&self.open).values().any(|open| open.enclave.slot_uid() == slot && !open.owner.lives());
+        let mut given = lock(&self.given);
+        let taken = given.iter().filter(|given| pages.iter().any(|pages| pages.overlap(&given.pages)));
+        if taken.into_iter().any(|given| matches!(given.pages.whose, Whose::File(_)) || !is_gone(given.slot)) {
+            return Err(Code::MEM_REGION_ALREADY_USED);
+        }
+        given.extend(pages.iter().map(|pages| Given { slot, pages: *pages }));
+        Ok(())
+    }
+
+    /// Nobody has these pages: they were mapped this moment, where others may have been before.
+    pub(crate) fn renew(&self, pages: &Pages) {
+        lock(&self.given).retain(|given| !given.pages.overlap(pages));
+    }
+
+    /// Forgets pages that an enclave was not given after all.
+    fn forget_given(&self, slot: SlotUid, pages: &[Pages]) {
+        lock(&self.given).retain(|given| given.slot != slot || !pages.contains(&given.pages));
+    }
+
     /// A command on the device that is no NE_CREATE_VM.
     pub(crate) fn device_call(&self, caller: &Caller<'_>, huge: &HugePages, word: u32, argument: u64) -> Answer {
-        let mut client = Calling { caller, owner: None, huge, device: &self.device, region_bytes: 0 };
+        let mut client = self.calling(caller, huge);
         if word != extension::LIST {
             return self.device.call(&mut client, &FACTS, word, argument).into();
         }
         let Ok(user) = caller.user() else { return Answer::Error(libc::EIO) };
         list(&mut client, argument, |cursor| self.next_after(cursor, user)).into()
+    }
+
+    fn calling<'a>(&'a self, caller: &'a Caller<'a>, huge: &'a HugePages) -> Calling<'a> {
+        Calling { caller, enclave: None, huge, enclaves: self, region_bytes: 0, noted: Vec::new() }
     }
 
     fn next_after(&self, cursor: SlotUid, user: u32) -> Option<Listed> {
@@ -158,20 +203,27 @@ impl Enclaves {
             // What was closed before this call is free for it.
             self.settle();
         }
-        let mut client = Calling { caller, owner: Some(&open.owner), huge, device: &self.device, region_bytes: 0 };
-        open.enclave.call(&mut client, &FACTS, word, argument).into()
+        let slot = open.enclave.slot_uid();
+        let mut client = Calling { enclave: Some((&open.owner, slot)), ..self.calling(caller, huge) };
+        let result = open.enclave.call(&mut client, &FACTS, word, argument);
+        if result.is_err() {
+            self.forget_given(slot, &client.noted);
+        }
+        result.into()
     }
 }
 
 /// A caller as the driver core sees it.
 struct Calling<'a> {
     caller: &'a Caller<'a>,
-    /// Who made the enclave; nobody for calls that have none.
-    owner: Option<&'a Owner>,
+    /// The enclave, for calls that have one, and who made it.
+    enclave: Option<(&'a Owner, SlotUid)>,
     huge: &'a HugePages,
-    device: &'a ServedDevice,
+    enclaves: &'a Enclaves,
     /// Bytes of the region that is being given.
     region_bytes: u64,
+    /// Its pages, once they are noted.
+    noted: Vec<Pages>,
 }
 
 impl Client for Calling<'_> {
@@ -186,7 +238,7 @@ impl Client for Calling<'_> {
     }
 
     fn is_owner(&self) -> bool {
-        self.owner.is_some_and(|owner| owner.is(self.caller))
+        self.enclave.is_some_and(|(owner, _)| owner.is(self.caller))
     }
 
     fn is_user_range(&self, address: u64, size: u64) -> bool {
@@ -203,6 +255,11 @@ impl Client for Calling<'_> {
 
     /// The memory is taken as one page of the size of the region: a copy has no pages of its own.
     fn pin_next(&mut self, pages: &mut DonatedPages, address: u64) -> Result<Page, Code> {
-        pages.donate(donation::take(self.caller, self.huge, self.device, address, self.region_bytes)?)
+        let region = Region::look(self.caller, self.huge, address, self.region_bytes)?;
+        let (owner, slot) = self.enclave.ok_or(Code::EFAULT)?;
+        let given = region.pages(owner.process());
+        self.enclaves.note_given(slot, &given)?;
+        self.noted = given;
+        pages.donate(region.take(self.caller, self.huge, &self.enclaves.device)?)
     }
 }

@@ -16,6 +16,7 @@ use rustix::fs::{MemfdFlags, OFlags, memfd_create};
 
 use crate::answer::Answer;
 use crate::caller::Caller;
+use crate::donation::{Pages, Whose};
 use crate::handed::{Handed, Identity, Watch, identity, is_closed};
 use crate::lock;
 use crate::paths::{low, low_signed};
@@ -144,8 +145,9 @@ impl HugePages {
         join(&mut lock(&self.ranges), range);
     }
 
-    /// mmap(MAP_HUGETLB). To be called on a thread that may wait for the client; all of it happens on this one.
-    pub(crate) fn map(&self, caller: &Caller<'_>, notification: &Notification) -> Answer {
+    /// mmap(MAP_HUGETLB). To be called on a thread that may wait for the client; all of it happens on this one. `renewed` is told of pages that no enclave can have
+    /// yet, before the client can give them.
+    pub(crate) fn map(&self, caller: &Caller<'_>, notification: &Notification, renewed: impl FnOnce(Pages)) -> Answer {
         let [address, length, _, flags, file, _] = notification.arguments;
         let flags = low(flags);
         let is_anonymous = low_signed(flags.into()) & libc::MAP_ANONYMOUS != 0;
@@ -171,19 +173,18 @@ impl HugePages {
         if is_anonymous && !self.has_room() {
             return Answer::Error(libc::ENOMEM);
         }
-        match again(caller, notification, wanted) {
-            Ok(Some(start)) => {
-                if is_anonymous {
-                    self.enter(Range { process, start, end: start.saturating_add(length) });
-                }
-                Answer::Done
+        let enter = |start: u64| {
+            if is_anonymous {
+                let end = start.saturating_add(length);
+                renewed(Pages { whose: Whose::Process(process), start, end });
+                self.enter(Range { process, start, end });
             }
-            Ok(None) => Answer::Done,
-            Err(error) => {
-                tracing::debug!(%error, "huge pages cannot be mapped for a client; is it traced by something else?");
-                Answer::Error(libc::ENOMEM)
-            }
+        };
+        if let Err(error) = again(caller, notification, wanted, enter) {
+            tracing::debug!(%error, "huge pages cannot be mapped for a client; is it traced by something else?");
+            return Answer::Error(libc::ENOMEM);
         }
+        Answer::Done
     }
 
     /// fstatfs() of a file of huge pages: its page size is what programs ask for.
@@ -253,27 +254,27 @@ struct Wanted {
     flags: u32,
 }
 
-/// Has the client make its call again with other arguments, of which it sees nothing: the address of the mapping, or `None` if a signal came first, after
-/// which the call comes again, or if the call failed.
+/// Has the client make its call again with other arguments, of which it sees nothing. `done` is told the address of the mapping before the client goes on; it is not
+/// called if a signal came first, after which the call comes again, or if the call failed.
 ///
 /// # Errors
 ///
 /// If it cannot be seized; then it still waits for its answer.
 #[cfg(target_arch = "x86_64")]
-fn again(caller: &Caller<'_>, notification: &Notification, wanted: Wanted) -> std::io::Result<Option<u64>> {
+fn again(caller: &Caller<'_>, notification: &Notification, wanted: Wanted, done: impl FnOnce(u64)) -> std::io::Result<()> {
     let mut client = Seized::interrupt(caller.thread)?;
     // With the stop pending, the kernel never shows this number to the program.
     caller.answer(Err(sys::RESTART_ALWAYS));
     let mut original = match client.wait() {
         Ok(Stopped::Interrupted) => match client.registers() {
             Ok(registers) => registers,
-            Err(_) => return Ok(None),
+            Err(_) => return Ok(()),
         },
         Ok(Stopped::Signal(signal)) => {
             client.let_go(Some(signal));
-            return Ok(None);
+            return Ok(());
         }
-        _ => return Ok(None),
+        _ => return Ok(()),
     };
     let restarts = [sys::RESTART_ALWAYS, sys::RESTART_BY_HANDLER].map(|number| u64::from(number.unsigned_abs()).wrapping_neg());
     if original.orig_rax != u64::try_from(notification.call).unwrap_or(0) || !restarts.contains(&original.rax) {
@@ -282,23 +283,24 @@ fn again(caller: &Caller<'_>, notification: &Notification, wanted: Wanted) -> st
         original.orig_rax = u64::MAX;
         let _ = client.set_registers(&original);
         client.let_go(None);
-        return Ok(None);
+        return Ok(());
     }
     let changed = libc::user_regs_struct { rdi: wanted.address, rsi: wanted.length, r10: wanted.flags.into(), ..original };
     let result = carry_out(&mut client, &original, &changed);
     let signal = match result {
         Ok(Done::Interrupted(signal)) => Some(signal),
+        Ok(Done::Returned(value)) if !is_errno(value) => {
+            done(value);
+            None
+        }
         _ => None,
     };
     client.let_go(signal);
-    Ok(match result {
-        Ok(Done::Returned(value)) if !is_errno(value) => Some(value),
-        _ => None,
-    })
+    Ok(())
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn again(_caller: &Caller<'_>, _notification: &Notification, _wanted: Wanted) -> std::io::Result<Option<u64>> {
+fn again(_caller: &Caller<'_>, _notification: &Notification, _wanted: Wanted, _done: impl FnOnce(u64)) -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
 

@@ -117,7 +117,9 @@ impl Supervisor {
         let at = Base::from_argument(first);
         let answer = match notification.call {
             libc::SYS_ioctl => return self.command(notification),
-            libc::SYS_mmap => return self.later(notification, |this, caller, notification| this.huge.map(caller, notification)),
+            libc::SYS_mmap => {
+                return self.later(notification, |this, caller, call| this.huge.map(caller, call, |pages| this.enclaves.renew(&pages)));
+            }
             libc::SYS_fstatfs => return self.later(notification, |this, caller, call| this.huge.file_system(caller, call)),
             libc::SYS_socket => self.sockets.create(&notification),
             libc::SYS_bind => return self.later(notification, |this, caller, call| this.sockets.bind(caller, call)),

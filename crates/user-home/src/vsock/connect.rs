@@ -38,7 +38,8 @@ impl Sockets {
             (socket.is_spent, socket.peer.is_some())
         };
         if is_spent {
-            return Answer::Error(libc::ECONNRESET);
+            // As Linux says at first.
+            return Answer::Error(if super::is_nonblocking(copy) { libc::EALREADY } else { libc::ETIMEDOUT });
         }
         if is_connected {
             return Answer::Error(libc::EISCONN);
