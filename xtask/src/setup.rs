@@ -30,7 +30,7 @@ const ADVICE: &str = "Nitroxide needs QEMU 11 or newer (Debian, Ubuntu: qemu-sys
                       openSUSE: qemu-x86) and an x86-64 kernel 6.8 or newer with virtio-vsock, virtio-mmio and NSM drivers. Install them, then set \
                       NITROXIDE_QEMU to the emulator and NITROXIDE_KERNEL to the kernel (a bzImage).";
 
-pub use extras::Extras;
+pub use extras::{Extras, GO};
 
 /// What to bring.
 #[derive(Debug, clap::Args)]

@@ -1,7 +1,9 @@
 //! `cargo xtask soak`: loops that are too long for every test run.
 //!
 //! The same tests with larger numbers: they read `NITROXIDE_SOAK` (20 enclaves at once, five minutes of stress on our kernel module) and the driver model's own
-//! variables.
+//! variables. [`clients`] are programs of others that take long to build.
+
+mod clients;
 
 use miette::Result;
 
@@ -31,6 +33,7 @@ pub fn run(context: &Context) -> Result<()> {
         }
         Ok(())
     })?;
+    clients::run(context, &mut steps)?;
     steps.take("our kernel module", || kmod::build(context))?;
     steps.take("five minutes of many calls at once on our kernel module", || {
         let mut command = context.cargo(["test", "--package", "nitroxide-conformance", "--examples", "--test", "drivers", "--", "stress"]);

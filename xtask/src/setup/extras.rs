@@ -1,4 +1,5 @@
-//! What only parent VMs and tests need: a static busybox, the kernel's own sample program for Nitro Enclaves, and programs of others that use AF_VSOCK.
+//! What only parent VMs, tests and soaks need: a static busybox, the kernel's own sample program for Nitro Enclaves, programs of others that use AF_VSOCK, and
+//! Go with a package for AF_VSOCK.
 //!
 //! [`bring`] puts them at target/setup/extra. The sample comes out of the package of the kernel's source (160 MiB), which is not kept: the one extracted file
 //! stays in the cache with its hash, so that a second clone needs no download.
@@ -18,6 +19,9 @@ const SAMPLE: &str = "ne_ioctl_sample.c";
 /// socat and Python with all that they need, to be unpacked somewhere.
 const CLIENTS: &str = "clients.tar";
 const CLIENT_PACKAGES: [&str; 2] = ["socat", "python3"];
+/// Go with what a client of AF_VSOCK is built from, to be unpacked somewhere.
+pub const GO: &str = "go.tar";
+const GO_PACKAGES: [&str; 2] = ["golang-go", "golang-github-mdlayher-vsock-dev"];
 /// Of their packages what nothing needs to run.
 const UNWANTED: [&str; 3] = ["./usr/share/doc", "./usr/share/man", "./usr/share/locale"];
 /// Where the sample is in the kernel's source.
@@ -28,8 +32,10 @@ const SAMPLE_IN_SOURCE: &str = "samples/nitro_enclaves/ne_ioctl_sample.c";
 pub enum Extras {
     /// A parent VM: busybox.
     ParentVm,
-    /// The tests: all of it.
+    /// The tests: all of it but Go.
     Tests,
+    /// Soaks: Go.
+    Soak,
 }
 
 impl Extras {
@@ -42,6 +48,7 @@ impl Extras {
         match self {
             Self::ParentVm => &[BUSYBOX],
             Self::Tests => &[BUSYBOX, SAMPLE, CLIENTS],
+            Self::Soak => &[GO],
         }
     }
 }
@@ -61,7 +68,8 @@ pub fn bring(wanted: Extras, place: &Path, cache: &Path) -> Result<()> {
             let file = match name {
                 BUSYBOX => fetch_busybox(&apt, &folders)?,
                 SAMPLE => fetch_sample(&apt, &folders)?,
-                _ => fetch_clients(&apt, &folders)?,
+                GO => fetch_tree(&apt, GO, &GO_PACKAGES, &folders)?,
+                _ => fetch_tree(&apt, CLIENTS, &CLIENT_PACKAGES, &folders)?,
             };
             keep(&file, &store.join(name))?;
             for folder in [&folders.unpacked, &folders.archives] {
@@ -95,15 +103,16 @@ fn fetch_busybox(apt: &Apt, folders: &Folders) -> Result<PathBuf> {
     places.into_iter().find(|file| file.is_file()).ok_or_else(|| miette!("The package busybox-static holds no busybox"))
 }
 
-fn fetch_clients(apt: &Apt, folders: &Folders) -> Result<PathBuf> {
+/// Packages with all that they depend on, as one archive of that name.
+fn fetch_tree(apt: &Apt, name: &str, packages: &[&str], folders: &Folders) -> Result<PathBuf> {
     let release = apt.of_release()?;
-    let archives = release.fetch(&release.installation(&CLIENT_PACKAGES)?, &folders.archives)?;
+    let archives = release.fetch(&release.installation(packages)?, &folders.archives)?;
     let tree = folders.unpacked.join("tree");
     fs::create_dir_all(&tree).into_diagnostic().wrap_err("Making a folder for what is unpacked")?;
     for archive in archives {
         unpack_part(&archive, &tree, &UNWANTED.map(|path| format!("--exclude={path}")))?;
     }
-    let file = folders.unpacked.join(CLIENTS);
+    let file = folders.unpacked.join(name);
     let packed = Command::new("tar").arg("--create").arg("--file").arg(&file).arg("--directory").arg(&tree).arg(".").status();
     if !packed.into_diagnostic().wrap_err("Starting tar")?.success() {
         bail!("{} cannot be made", file.display());
