@@ -6,6 +6,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nitroxide_client::Topology;
+use nitroxide_world::{InstanceId, ParentIdentity, RoleArn};
 use serde::{Deserialize, Serialize};
 
 use crate::memory::parse_mib;
@@ -170,6 +171,24 @@ pub struct LocalArguments {
     pub virtio_discovery: Discovery,
 }
 
+/// Who the made-up parent of local enclaves is to those that read attestation documents.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct IdentityArguments {
+    /// The parent's instance id, in the ids of enclaves and in PCR4, e.g. i-0123456789abcdef0 [default: i-0000000000000000]
+    #[arg(long, value_name = "ID", env = "NITROXIDE_INSTANCE_ID", help_heading = "Options for local enclaves")]
+    pub instance_id: Option<InstanceId>,
+    /// The ARN of the parent's IAM role, in PCR3, e.g. arn:aws:iam::123456789012:role/Webserver [default: none, PCR3 is zero]
+    #[arg(long, value_name = "ARN", env = "NITROXIDE_IAM_ROLE", help_heading = "Options for local enclaves")]
+    pub iam_role: Option<RoleArn>,
+}
+
+impl IdentityArguments {
+    /// The parent: what was asked for, or the one that has always the same id and no role.
+    pub fn identity(&self) -> ParentIdentity {
+        ParentIdentity { instance_id: self.instance_id.clone().unwrap_or_default(), role: self.iam_role.clone() }
+    }
+}
+
 /// The made-up parent of local enclaves.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ParentArguments {
@@ -179,6 +198,9 @@ pub struct ParentArguments {
     /// The CPUs that enclaves may have, e.g. 2-5, as whole cores and without the first [default: all others than the first core]
     #[arg(long, value_name = "LIST", help_heading = "Options for local enclaves")]
     pub pool: Option<String>,
+    /// Who it is.
+    #[command(flatten)]
+    pub identity: IdentityArguments,
 }
 
 impl ParentArguments {
@@ -446,6 +468,9 @@ pub struct DeviceArguments {
     /// How an enclave's virtual machine is run.
     #[command(flatten)]
     pub launch: LocalArguments,
+    /// Who the virtual machine is as a parent.
+    #[command(flatten)]
+    pub identity: IdentityArguments,
 }
 
 /// The choice of `device --memory`.

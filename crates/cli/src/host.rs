@@ -17,7 +17,7 @@ use nitroxide_enclave::{
     report::{ApplicationExit, Description, EndReason, EndReport, Flags, HexMeasurements, Isolation, State, metadata_value},
 };
 use nitroxide_guest_sys::vsock;
-use nitroxide_world::NameClaim;
+use nitroxide_world::{InstanceId, NameClaim};
 
 use crate::{
     codes::ErrorCode,
@@ -35,6 +35,15 @@ const CONSOLE_PORT_OFFSET: u32 = nitroxide_world::rendezvous::CONSOLE_PORT_OFFSE
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(20);
 /// How often the end of the enclave is looked for while a termination may be asked for.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// Where nitro-cli reads the instance's id: Nitro's firmware names it as the board's asset tag.
+const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
+
+/// The id of the instance that this is, as nitro-cli finds it; the default outside of EC2.
+pub fn instance_id() -> InstanceId {
+    let tag = std::fs::read_to_string(ASSET_TAG).unwrap_or_default();
+    tag.trim().parse().unwrap_or_default()
+}
 
 /// A served enclave of the real device.
 #[derive(Debug)]

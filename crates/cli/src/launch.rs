@@ -16,14 +16,14 @@ use nitroxide_client::{Device, DeviceChoice, DeviceKind as Kind, Enclave, LocalO
 use nitroxide_device::{Faults, Launcher as _, Limits};
 use nitroxide_enclave::{EngineChoice, LaunchOptions, ProcessLauncher, report::EndReport};
 use nitroxide_engine::{Accelerator, VirtioDiscovery};
-use nitroxide_world::enclave_id;
+use nitroxide_world::ParentIdentity;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     arguments::{BehaviourArguments, DeviceKind, Discovery, EngineKind},
     codes::ErrorCode,
     failure::Failure,
-    image,
+    host, image,
     request::{Cpus, LaunchRequest},
     world,
 };
@@ -179,16 +179,10 @@ impl Prepared {
         let record = device.launcher().and_then(|launcher| launcher.record(slot_uid.0));
         // The real device knows neither names nor processes: the enclave is ours.
         let enclave_name = record.as_ref().and_then(|record| record.name.clone()).unwrap_or_else(|| request.name.clone());
+        let enclave_id = record.as_ref().map_or_else(|| host::instance_id().enclave_id(slot_uid.0), |record| record.enclave_id.clone());
         let process_id = record.and_then(|record| record.process_id).unwrap_or_else(std::process::id);
-        let started = Started {
-            enclave_name,
-            enclave_id: enclave_id(slot_uid.0),
-            process_id,
-            enclave_cid: cid.0,
-            number_of_cpus: cpu_ids.len(),
-            cpu_ids,
-            memory_mib,
-        };
+        let started =
+            Started { enclave_name, enclave_id, process_id, enclave_cid: cid.0, number_of_cpus: cpu_ids.len(), cpu_ids, memory_mib };
         Ok(Running { enclave, device, started })
     }
 }
@@ -204,9 +198,10 @@ impl Running {
     }
 }
 
-/// How enclaves of this name are run, by `--engine` and `--virtio-discovery`.
-pub fn options(name: &str, engine: EngineKind, discovery: Discovery) -> LaunchOptions {
+/// How enclaves of this name are run, by `--engine` and `--virtio-discovery`, and who their parent is.
+pub fn options(name: &str, engine: EngineKind, discovery: Discovery, identity: ParentIdentity) -> LaunchOptions {
     let mut options = LaunchOptions::new(name);
+    options.parent_identity = identity;
     options.engine = if engine == EngineKind::None { EngineChoice::None } else { EngineChoice::Auto };
     options.accelerator = match engine {
         EngineKind::Kvm => Accelerator::Kvm,
@@ -236,7 +231,7 @@ pub fn faults(arguments: &BehaviourArguments) -> Result<Faults, Failure> {
 }
 
 fn choice(request: &LaunchRequest) -> DeviceChoice {
-    let launch = options(&request.name, request.engine, request.discovery);
+    let launch = options(&request.name, request.engine, request.discovery, request.identity.clone());
     let local = LocalOptions { launch, topology: request.topology, pool: request.pool.clone(), ..LocalOptions::default() };
     match request.device {
         DeviceKind::Auto => DeviceChoice::Auto(local),

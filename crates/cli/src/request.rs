@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use nitroxide_client::Topology;
+use nitroxide_world::ParentIdentity;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -63,6 +64,8 @@ pub struct LaunchRequest {
     pub topology: Topology,
     /// Those that enclaves may have.
     pub pool: String,
+    /// Who a local enclave's parent is.
+    pub identity: ParentIdentity,
 }
 
 /// A `--config` file. Unknown keys are refused: a misspelt one would silently be ignored.
@@ -132,8 +135,8 @@ impl LaunchRequest {
             Failure::new(ErrorCode::FILE_OPERATION, format!("The path {} cannot be made absolute", image.display())).because(error)
         })?;
         let (engine, discovery) = (resources.local.engine, resources.local.virtio_discovery);
-        let (topology, pool) = (resources.parent.topology(), resources.parent.pool());
-        Ok(Self { image, cpus, memory_mib, cid, debug: resources.debug_mode, name, device, engine, discovery, topology, pool })
+        let (topology, pool, identity) = (resources.parent.topology(), resources.parent.pool(), resources.parent.identity.identity());
+        Ok(Self { image, cpus, memory_mib, cid, debug: resources.debug_mode, name, device, engine, discovery, topology, pool, identity })
     }
 
     /// How many vCPUs.

@@ -16,8 +16,7 @@ use nitroxide_eif::{Image, Measurements};
 use nitroxide_engine::{Accelerator, DiscoverError, Discovery, Engine, ExitReason, ExitReport, FileRange, MAX_MEMORY_RUNS, Vm, VmSpec};
 use nitroxide_nsm::{InitialPcrs, NsmBackend, NsmConfig};
 use nitroxide_vsock::{VsockBackend, VsockConfig};
-use nitroxide_world::id::INSTANCE_ID;
-use nitroxide_world::{Claim, Endpoint, SocketFile, World, enclave_id, peer_address};
+use nitroxide_world::{Claim, Endpoint, ParentIdentity, SocketFile, World, peer_address};
 use rustix::io::Errno;
 
 use crate::console::Console;
@@ -301,14 +300,17 @@ fn serve_vsock(world: &World, router: EnclaveRouter) -> Result<(VsockBackend, So
 
 fn serve_nsm(spec: &StartSpec, measured: &Arc<Measured>) -> Result<NsmBackend, Refused> {
     let measured = Arc::clone(measured);
+    let ParentIdentity { instance_id, role } = spec.parent_identity.clone();
+    let module_id = instance_id.module_id(spec.slot_uid);
     let pcrs = move || match measured.wait(None) {
         Some(Measurements { pcr0, pcr1, pcr2, pcr8 }) => {
-            InitialPcrs::of_image(pcr0.0, pcr1.0, pcr2.0, pcr8.map(|pcr| pcr.0)).with_instance_id(INSTANCE_ID)
+            let pcrs = InitialPcrs::of_image(pcr0.0, pcr1.0, pcr2.0, pcr8.map(|pcr| pcr.0)).with_instance_id(instance_id.as_str());
+            role.map_or(pcrs, |role| pcrs.with_role(role.as_str()))
         }
         // The NSM then refuses to speak about registers, which is better than to attest wrong ones.
         None => std::panic::resume_unwind(Box::new("the image could not be measured")),
     };
-    let config = NsmConfig { module_id: format!("{INSTANCE_ID}-enc{:016x}", spec.slot_uid), pcrs: Box::new(pcrs), debug: spec.debug };
+    let config = NsmConfig { module_id, pcrs: Box::new(pcrs), debug: spec.debug };
     nitroxide_nsm::spawn(config).map_err(|error| Refused::io("The NSM cannot be started", &error))
 }
 
@@ -358,7 +360,7 @@ fn describe(spec: &StartSpec, name: &str, cid: u32, memory: &LinearMemory, image
     }
     Description {
         enclave_name: name.to_owned(),
-        enclave_id: enclave_id(spec.slot_uid),
+        enclave_id: spec.parent_identity.instance_id.enclave_id(spec.slot_uid),
         process_id: std::process::id(),
         enclave_cid: cid,
         number_of_cpus: spec.vcpus,
@@ -437,6 +439,7 @@ mod tests {
             creator_pid: std::process::id(),
             memory: MemoryMode::Private,
             parent: Parent::Processes,
+            parent_identity: ParentIdentity::default(),
             engine: EngineChoice::None,
             accelerator: WireAccelerator::Tcg,
             virtio_by_command_line: false,

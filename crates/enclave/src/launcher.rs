@@ -209,8 +209,9 @@ impl Inner {
         lock(&self.details).get(&slot_uid).cloned().unwrap_or_else(default)
     }
 
-    pub(crate) fn begin_record(&self, slot_uid: u64, enclave_id: &str) {
-        let record = SlotRecord { enclave_id: enclave_id.to_owned(), ..SlotRecord::default() };
+    pub(crate) fn begin_record(&self, slot_uid: u64) {
+        let enclave_id = self.options.parent_identity.instance_id.enclave_id(slot_uid);
+        let record = SlotRecord { enclave_id, ..SlotRecord::default() };
         lock(&self.records).by_slot.insert(slot_uid, record);
     }
 

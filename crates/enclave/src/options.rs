@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use nitroxide_device::MemoryRun;
 use nitroxide_engine::{Accelerator, FileRange, VirtioDiscovery};
+use nitroxide_world::ParentIdentity;
 use serde::{Deserialize, Serialize};
 
 /// The parent's memory, as its owner knows it.
@@ -93,8 +94,10 @@ pub struct LaunchOptions {
     pub discovery: VirtioDiscovery,
     /// Whose the memory is.
     pub memory: MemoryMode,
-    /// Who the parent is.
+    /// Who the parent is to an enclave's vsock.
     pub parent: Parent,
+    /// Who the parent is to those that read attestation documents.
+    pub parent_identity: ParentIdentity,
     /// How to run the enclave process.
     pub program: Program,
 }
@@ -111,6 +114,7 @@ impl LaunchOptions {
             discovery: VirtioDiscovery::default(),
             memory: MemoryMode::default(),
             parent: Parent::default(),
+            parent_identity: ParentIdentity::default(),
             program: Program::default(),
         }
     }

@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nitroxide_engine::{Accelerator, VirtioDiscovery};
+use nitroxide_world::ParentIdentity;
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
@@ -65,6 +66,7 @@ pub(crate) struct StartSpec {
     pub(crate) creator_pid: u32,
     pub(crate) memory: MemoryMode,
     pub(crate) parent: Parent,
+    pub(crate) parent_identity: ParentIdentity,
     pub(crate) engine: EngineChoice,
     pub(crate) accelerator: WireAccelerator,
     pub(crate) virtio_by_command_line: bool,

@@ -51,7 +51,7 @@ struct Running {
 
 impl ProcessSlot {
     pub(crate) fn new(launcher: Arc<Inner>, claim: SlotClaim) -> Self {
-        launcher.begin_record(claim.slot_uid, &enclave_id(claim.slot_uid));
+        launcher.begin_record(claim.slot_uid);
         let memory = SlotMemory::new(Arc::clone(&launcher.given));
         Self { launcher, claim, memory, running: None }
     }
@@ -104,7 +104,7 @@ impl ProcessSlot {
     }
 
     fn send_start(&self, socket: &OwnedFd, request: &StartRequest, stages: [StageTime; 2]) -> io::Result<()> {
-        let LaunchOptions { engine, accelerator, discovery, memory, parent, .. } = &self.launcher.options;
+        let LaunchOptions { engine, accelerator, discovery, memory, parent, parent_identity, .. } = &self.launcher.options;
         let details = self.launcher.details(self.claim.slot_uid);
         let spec = StartSpec {
             slot_uid: self.claim.slot_uid,
@@ -116,6 +116,7 @@ impl ProcessSlot {
             creator_pid: details.creator_pid,
             memory: *memory,
             parent: *parent,
+            parent_identity: parent_identity.clone(),
             engine: engine.clone(),
             accelerator: (*accelerator).into(),
             virtio_by_command_line: *discovery == nitroxide_engine::VirtioDiscovery::Cmdline,

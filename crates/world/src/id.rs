@@ -1,15 +1,16 @@
 //! The enclave id: how a slot uid is shown to people.
 //!
 //! nitro-cli's shape is `<instance id>-enc<slot uid in hex>`; outside EC2 the instance id is all zeros. The hex is not padded, and
-//! scripts take the slot uid from the part behind `-enc`. The NSM's module id pads the same number to 16 digits and is made elsewhere.
+//! scripts take the slot uid from the part behind `-enc`, which alone identifies an enclave. With an instance id that somebody has chosen it is
+//! [`InstanceId::enclave_id`](crate::InstanceId::enclave_id).
 
-/// The part of an enclave id that stands where EC2 has the instance id.
-pub const INSTANCE_ID: &str = "i-0000000000000000";
+use crate::identity::DEFAULT_INSTANCE_ID;
 
-/// Makes the enclave id of a slot: `i-0000000000000000-enc` and the slot uid in lower-case hex without padding.
+/// A slot's enclave id where its parent is not known, or does not matter as in the world's files: `i-0000000000000000-enc` and the slot uid in
+/// lower-case hex without padding.
 #[must_use]
 pub fn enclave_id(slot_uid: u64) -> String {
-    format!("{INSTANCE_ID}-enc{slot_uid:x}")
+    format!("{DEFAULT_INSTANCE_ID}-enc{slot_uid:x}")
 }
 
 /// Reads the slot uid back from an enclave id, whatever its instance id is.

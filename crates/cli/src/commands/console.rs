@@ -32,7 +32,9 @@ pub fn console(arguments: &ConsoleArguments, remarks: Remarks) -> Result<(), Fai
 pub fn follow_console(slot_uid: u64, timeout: Option<Duration>, remarks: Remarks) -> Result<(), Failure> {
     let world = world::open()?;
     let mut stream = control::console(&world, slot_uid).map_err(target::failure)?;
-    remarks.note(format!("Connected to the console of {}", nitroxide_world::enclave_id(slot_uid)));
+    let id = control::describe_now(&world, slot_uid)
+        .map_or_else(|_| nitroxide_world::enclave_id(slot_uid), |description| description.enclave_id);
+    remarks.note(format!("Connected to the console of {id}"));
     let Some(timeout) = timeout else {
         copy(&mut stream, Gone::Stop)?;
         say_ending(stream.report(), remarks);

@@ -86,7 +86,7 @@ pub fn run(arguments: &DeviceArguments, remarks: Remarks) -> Result<ExitCode, Fa
 }
 
 fn launch_options(arguments: &DeviceArguments) -> LaunchOptions {
-    let mut options = launch::options("enclave", arguments.launch.engine, arguments.launch.virtio_discovery);
+    let mut options = launch::options("enclave", arguments.launch.engine, arguments.launch.virtio_discovery, arguments.identity.identity());
     options.parent = Parent::Vm;
     options.memory = match arguments.memory {
         MemoryKind::Isolated => MemoryMode::Isolated,

@@ -83,18 +83,27 @@ fn local_options(arguments: &ExecArguments) -> Result<LocalOptions, Failure> {
         pool: arguments.parent.pool(),
         faults: launch::faults(&arguments.behaviour)?,
         limits: launch::limits(&arguments.behaviour),
-        launch: launch::options("enclave", arguments.launch.engine, arguments.launch.virtio_discovery),
+        launch: launch::options(
+            "enclave",
+            arguments.launch.engine,
+            arguments.launch.virtio_discovery,
+            arguments.parent.identity.identity(),
+        ),
         ..LocalOptions::default()
     })
 }
 
-/// Was anything said about the device? An engine from the environment was not said here.
+/// Was anything said about the device? What comes from the environment was not said here.
 fn has_options(arguments: &ExecArguments) -> bool {
-    let engine_is_said = arguments.launch.engine != EngineKind::default() && std::env::var_os("NITROXIDE_ENGINE").is_none();
+    let is_said = |is_there: bool, variable: &str| is_there && std::env::var_os(variable).is_none();
+    let identity = &arguments.parent.identity;
+    let engine_is_said = is_said(arguments.launch.engine != EngineKind::default(), "NITROXIDE_ENGINE");
     arguments.parent.topology.is_some()
         || arguments.parent.pool.is_some()
         || arguments.behaviour.max_regions.is_some()
         || arguments.behaviour.max_enclaves.is_some()
         || !arguments.behaviour.fault.is_empty()
+        || is_said(identity.instance_id.is_some(), "NITROXIDE_INSTANCE_ID")
+        || is_said(identity.iam_role.is_some(), "NITROXIDE_IAM_ROLE")
         || engine_is_said
 }

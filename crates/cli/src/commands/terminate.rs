@@ -33,9 +33,11 @@ pub fn run(arguments: &TerminateArguments, remarks: Remarks) -> Result<(), Failu
 }
 
 fn terminate(world: &World, slot_uid: u64, remarks: Remarks) -> Result<(), Failure> {
-    let enclave_id = nitroxide_world::enclave_id(slot_uid);
-    // Only for its name: an enclave that does not describe itself can still be ended.
-    let enclave_name = control::describe_now(world, slot_uid).ok().map(|description| description.enclave_name);
+    // Only for its names: an enclave that does not describe itself can still be ended.
+    let (enclave_name, enclave_id) = match control::describe_now(world, slot_uid) {
+        Ok(description) => (Some(description.enclave_name), description.enclave_id),
+        Err(_) => (None, nitroxide_world::enclave_id(slot_uid)),
+    };
     let progress = remarks.spinner(&format!("Ending {}", enclave_name.as_deref().unwrap_or(&enclave_id)));
     control::terminate(world, slot_uid).map_err(target::failure)?;
     drop(progress);
