@@ -1,9 +1,9 @@
 //! The sample enclave application: says where it runs, asks `/dev/nsm` for its measurements, and serves a line protocol on vsock.
 //!
 //! `nitroxide-hello [IDLE-SECONDS]` ends by request (`exit N`), or with status 0 after so long without a connection (default 60).
-//! The protocol is in [`protocol`], the NSM requests in [`pcrs`]. The demo and the guest tests talk to it on port 5005.
+//! The protocol is in [`protocol`], the NSM requests in [`nsm`]. The demo and the guest tests talk to it on port 5005.
 
-mod pcrs;
+mod nsm;
 mod protocol;
 
 use std::{
@@ -73,7 +73,7 @@ fn greet() {
         Ok(cid) => println!("hello: my CID is {cid}"),
         Err(error) => println!("hello: no CID: {error}"),
     }
-    for line in pcrs::lines() {
+    for line in nsm::pcrs() {
         println!("hello: {line}");
     }
 }

@@ -1,9 +1,9 @@
 //! The line protocol: one request per line, answers end with a line end.
 
-use crate::pcrs;
+use crate::nsm;
 
 /// The requests, for people.
-pub const HELP: &str = "`echo TEXT`, `pcrs`, `cid`, `exit N`, `help`";
+pub const HELP: &str = "`echo TEXT`, `pcrs`, `attest NONCEHEX`, `cid`, `exit N`, `help`";
 
 /// What a request leads to.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,7 +24,8 @@ pub fn answer(line: &[u8]) -> Reply {
     });
     match word {
         b"echo" => Reply::Text([rest, b"\n"].concat()),
-        b"pcrs" => Reply::Text(pcrs::lines().into_iter().map(|line| line + "\n").collect::<String>().into_bytes()),
+        b"pcrs" => Reply::Text(nsm::pcrs().into_iter().map(|line| line + "\n").collect::<String>().into_bytes()),
+        b"attest" => Reply::Text((nsm::document(rest) + "\n").into_bytes()),
         b"cid" => Reply::Text(
             nitroxide_guest_sys::vsock::local_cid().map_or_else(|error| format!("error: {error}\n"), |cid| format!("{cid}\n")).into_bytes(),
         ),

@@ -41,6 +41,17 @@ impl Nsm {
     /// EMSGSIZE for a request over 4096 bytes; ETIMEDOUT or EIO when the device does not answer.
     pub fn request(&self, request: &[u8]) -> io::Result<Vec<u8>> {
         let mut response = vec![0_u8; RESPONSE_MAX_BYTES];
+        let used = self.request_into(request, &mut response)?;
+        response.truncate(used);
+        Ok(response)
+    }
+
+    /// As [`Self::request`], with a buffer of the caller's; returns how much of it the answer fills. The driver cuts off what has no room, silently.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::request`].
+    pub fn request_into(&self, request: &[u8], response: &mut [u8]) -> io::Result<usize> {
         let mut raw = Raw {
             request_address: request.as_ptr() as u64,
             request_bytes: request.len() as u64,
@@ -53,7 +64,6 @@ impl Nsm {
         if result < 0 {
             return Err(io::Error::last_os_error());
         }
-        response.truncate(usize::try_from(raw.response_bytes).unwrap_or(RESPONSE_MAX_BYTES));
-        Ok(response)
+        Ok(usize::try_from(raw.response_bytes).unwrap_or(usize::MAX).min(response.len()))
     }
 }

@@ -4,14 +4,15 @@
 //! powers it off afterwards. It goes through all seven requests, the lock rules, broken CBOR, several threads, the kernel's
 //! hwrng, and a reload of the driver. Used by `crates/nsm/tests/guest.rs`.
 
-use std::fmt::Write as _;
+#[path = "../machine.rs"]
+mod machine;
+
 use std::io::{self, Read as _};
 use std::{fs, thread};
 
-use minicbor::Encoder;
 use nitroxide_guest_sys::nsm::Nsm;
-use rustix::mount::{MountFlags, mount};
-use rustix::system::{RebootCommand, delete_module, finit_module, reboot};
+use nitroxide_guest_sys::requests::{Fields, Request, hex};
+use rustix::system::delete_module;
 
 /// Requests that are none, each wrong in one way.
 const BROKEN: [&[u8]; 14] = [
@@ -36,39 +37,15 @@ const ROUNDS: usize = 25;
 
 fn main() {
     let is_init = std::process::id() == 1;
-    if is_init {
-        prepare();
-    }
+    machine::prepare(&|text| say("machine", text));
     if let Err(error) = check(is_init) {
         say("failed", &error.to_string());
     }
-    if is_init {
-        let _ = reboot(RebootCommand::PowerOff);
-    }
+    machine::power_off();
 }
 
 fn say(name: &str, words: &str) {
     println!("nsm-check: {name} {words}");
-}
-
-/// Devices, /sys and the modules; every step says if it fails.
-fn prepare() {
-    for (kind, folder) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
-        let _ = fs::create_dir(folder);
-        if let Err(error) = mount(kind, folder, kind, MountFlags::empty(), None) {
-            say("mount", &format!("{folder} {error}"));
-        }
-    }
-    for name in ["virtio_mmio", "nsm"] {
-        load(name);
-    }
-}
-
-fn load(name: &str) {
-    let result = fs::File::open(format!("/modules/{name}.ko")).and_then(|module| Ok(finit_module(module, c"", 0)?));
-    if let Err(error) = result {
-        say("load", &format!("{name} {error}"));
-    }
 }
 
 fn check(is_init: bool) -> io::Result<()> {
@@ -79,25 +56,25 @@ fn check(is_init: bool) -> io::Result<()> {
     say("random", &format!("{} {} {}", hex(&random[0][..22]), random[1].len(), if random[0] == random[1] { "same" } else { "differ" }));
 
     for index in 0..=32 {
-        print(&nsm, &format!("describe-pcr {index}"), &indexed("DescribePCR", "index", index))?;
+        print(&nsm, &format!("describe-pcr {index}"), &Request::DescribePcr(index).encode())?;
     }
     for index in [0, 15, 32] {
-        print(&nsm, &format!("lock {index}"), &indexed("LockPCR", "index", index))?;
-        print(&nsm, &format!("extend {index}"), &extend(index, b"abc"))?;
+        print(&nsm, &format!("lock {index}"), &Request::LockPcr(index).encode())?;
+        print(&nsm, &format!("extend {index}"), &Request::ExtendPcr(index, b"abc").encode())?;
     }
-    print(&nsm, "extend 16", &extend(16, b"abc"))?;
-    print(&nsm, "extend-again 16", &extend(16, b""))?;
-    print(&nsm, "extend-much 17", &extend(17, &[7; 4000]))?;
-    print(&nsm, "lock 16", &indexed("LockPCR", "index", 16))?;
-    print(&nsm, "lock-again 16", &indexed("LockPCR", "index", 16))?;
-    print(&nsm, "extend-locked 16", &extend(16, b"abc"))?;
-    print(&nsm, "lock-range 33", &indexed("LockPCRs", "range", 33))?;
-    print(&nsm, "lock-range 20", &indexed("LockPCRs", "range", 20))?;
+    print(&nsm, "extend 16", &Request::ExtendPcr(16, b"abc").encode())?;
+    print(&nsm, "extend-again 16", &Request::ExtendPcr(16, b"").encode())?;
+    print(&nsm, "extend-much 17", &Request::ExtendPcr(17, &[7; 4000]).encode())?;
+    print(&nsm, "lock 16", &Request::LockPcr(16).encode())?;
+    print(&nsm, "lock-again 16", &Request::LockPcr(16).encode())?;
+    print(&nsm, "extend-locked 16", &Request::ExtendPcr(16, b"abc").encode())?;
+    print(&nsm, "lock-range 33", &Request::LockPcrs(33).encode())?;
+    print(&nsm, "lock-range 20", &Request::LockPcrs(20).encode())?;
     print(&nsm, "describe-nsm-locked", b"\x6bDescribeNSM")?;
 
-    print(&nsm, "document", &attestation(None))?;
-    print(&nsm, "document-full", &attestation(Some(1024)))?;
-    print(&nsm, "document-too-large", &attestation(Some(1025)))?;
+    print(&nsm, "document", &Request::Attestation(Fields::default()).encode())?;
+    print(&nsm, "document-full", &attestation(1024))?;
+    print(&nsm, "document-too-large", &attestation(1025))?;
 
     for (number, bytes) in BROKEN.iter().enumerate() {
         print(&nsm, &format!("broken {number}"), bytes)?;
@@ -119,11 +96,11 @@ fn check(is_init: bool) -> io::Result<()> {
     drop(nsm);
     if is_init {
         let _ = delete_module(c"nsm", 0).map_err(|error| say("unload", &error.to_string()));
-        load("nsm");
+        machine::load("nsm")?;
         let nsm = Nsm::open()?;
-        print(&nsm, "extend-after-reload 16", &extend(16, b"abc"))?;
-        print(&nsm, "lock-range 32", &indexed("LockPCRs", "range", 32))?;
-        print(&nsm, "extend-locked 31", &extend(31, b"abc"))?;
+        print(&nsm, "extend-after-reload 16", &Request::ExtendPcr(16, b"abc").encode())?;
+        print(&nsm, "lock-range 32", &Request::LockPcrs(32).encode())?;
+        print(&nsm, "extend-locked 31", &Request::ExtendPcr(31, b"abc").encode())?;
         print(&nsm, "describe-nsm-last", b"\x6bDescribeNSM")?;
     }
     say("done", "");
@@ -134,7 +111,7 @@ fn check(is_init: bool) -> io::Result<()> {
 fn talk(number: usize) -> usize {
     let Ok(nsm) = Nsm::open() else { return 0 };
     let random: &[u8] = b"\x69GetRandom";
-    let describe = indexed("DescribePCR", "index", 4);
+    let describe = Request::DescribePcr(4).encode();
     let (request, prefix): (&[u8], &[u8]) =
         if number.is_multiple_of(2) { (random, b"\xa1\x69GetRandom") } else { (&describe, b"\xa1\x6bDescribePCR") };
     (0..ROUNDS).filter(|_| nsm.request(request).is_ok_and(|answer| answer.starts_with(prefix))).count()
@@ -145,48 +122,8 @@ fn print(nsm: &Nsm, name: &str, request: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn indexed(request: &str, field: &str, value: u16) -> Vec<u8> {
-    encoded(|cbor| {
-        cbor.map(1)?.str(request)?.map(1)?.str(field)?.u16(value)?;
-        Ok(())
-    })
-}
-
-fn extend(index: u16, data: &[u8]) -> Vec<u8> {
-    encoded(|cbor| {
-        cbor.map(1)?.str("ExtendPCR")?.map(2)?.str("index")?.u16(index)?.str("data")?.bytes(data)?;
-        Ok(())
-    })
-}
-
-/// All three fields of that many bytes, or null.
-fn attestation(bytes: Option<usize>) -> Vec<u8> {
-    encoded(|cbor| {
-        cbor.map(1)?.str("Attestation")?.map(3)?;
-        for (name, byte) in [("user_data", 1), ("nonce", 2), ("public_key", 3)] {
-            cbor.str(name)?;
-            match bytes {
-                Some(bytes) => cbor.bytes(&vec![byte; bytes])?,
-                None => cbor.null()?,
-            };
-        }
-        Ok(())
-    })
-}
-
-type EncodeError = minicbor::encode::Error<std::convert::Infallible>;
-
-fn encoded(write: impl FnOnce(&mut Encoder<&mut Vec<u8>>) -> Result<(), EncodeError>) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    // Writing to a Vec cannot fail.
-    let _ = write(&mut Encoder::new(&mut bytes));
-    bytes
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+/// All three fields of that many bytes.
+fn attestation(bytes: usize) -> Vec<u8> {
+    let [user_data, nonce, public_key] = [1, 2, 3].map(|byte| vec![byte; bytes]);
+    Request::Attestation(Fields { user_data: Some(&user_data), nonce: Some(&nonce), public_key: Some(&public_key) }).encode()
 }

@@ -1,0 +1,355 @@
+//! What can be asked of the NSM, and its answers: the CBOR of docs/nsm.md, "Messages".
+//!
+//! [`Request`] writes the bytes of one request; the methods of [`Nsm`] in this file send it and read the answer. An answer of another form than the
+//! request's is an error that shows it, never a panic.
+
+use std::fmt::{self, Write as _};
+use std::io;
+
+use minicbor::{Decoder, Encoder};
+
+use crate::nsm::Nsm;
+
+/// How long a register's value is, in bytes.
+pub const PCR_BYTES: usize = 48;
+
+/// What a document repeats; each at most 1024 bytes, and together with some 50 bytes around them at most 4096.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fields<'a> {
+    /// For the reader.
+    pub user_data: Option<&'a [u8]>,
+    /// What the reader has chosen, so that an old document is no answer.
+    pub nonce: Option<&'a [u8]>,
+    /// With which the reader may encrypt its answer.
+    pub public_key: Option<&'a [u8]>,
+}
+
+/// One request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// Value and lock of a register.
+    DescribePcr(u16),
+    /// Hash data into a register.
+    ExtendPcr(u16, &'a [u8]),
+    /// Lock a register.
+    LockPcr(u16),
+    /// Lock all registers below this one.
+    LockPcrs(u16),
+    /// What the module is.
+    DescribeNsm,
+    /// A signed document.
+    Attestation(Fields<'a>),
+    /// Random bytes.
+    GetRandom,
+}
+
+impl Request<'_> {
+    /// The name on the wire, which the answer has too.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::DescribePcr(_) => "DescribePCR",
+            Self::ExtendPcr(..) => "ExtendPCR",
+            Self::LockPcr(_) => "LockPCR",
+            Self::LockPcrs(_) => "LockPCRs",
+            Self::DescribeNsm => "DescribeNSM",
+            Self::Attestation(_) => "Attestation",
+            Self::GetRandom => "GetRandom",
+        }
+    }
+
+    /// The bytes on the wire.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        // Writing to a Vec cannot fail.
+        let _ = self.write(&mut Encoder::new(&mut bytes));
+        bytes
+    }
+
+    fn write(&self, cbor: &mut Encoder<&mut Vec<u8>>) -> Result<(), minicbor::encode::Error<std::convert::Infallible>> {
+        if matches!(self, Self::DescribeNsm | Self::GetRandom) {
+            cbor.str(self.name())?;
+            return Ok(());
+        }
+        cbor.map(1)?.str(self.name())?;
+        match self {
+            Self::DescribePcr(index) | Self::LockPcr(index) => cbor.map(1)?.str("index")?.u16(*index)?,
+            Self::LockPcrs(range) => cbor.map(1)?.str("range")?.u16(*range)?,
+            Self::ExtendPcr(index, data) => cbor.map(2)?.str("index")?.u16(*index)?.str("data")?.bytes(data)?,
+            Self::Attestation(Fields { user_data, nonce, public_key }) => {
+                cbor.map(3)?;
+                for (name, value) in [("user_data", user_data), ("nonce", nonce), ("public_key", public_key)] {
+                    cbor.str(name)?;
+                    match value {
+                        Some(value) => cbor.bytes(value)?,
+                        None => cbor.null()?,
+                    };
+                }
+                cbor
+            }
+            Self::DescribeNsm | Self::GetRandom => cbor,
+        };
+        Ok(())
+    }
+}
+
+/// Why a request was not fulfilled.
+#[derive(Debug)]
+pub enum AskError {
+    /// The driver: EMSGSIZE for a request over 4096 bytes, ETIMEDOUT after two minutes without an answer.
+    Driver(io::Error),
+    /// The module, with the name of its error code.
+    Refused(String),
+    /// The answer is none to the request.
+    Unexpected(Vec<u8>),
+}
+
+impl fmt::Display for AskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Driver(error) => error.fmt(f),
+            Self::Refused(code) => write!(f, "the NSM answered {code}"),
+            Self::Unexpected(answer) => write!(f, "the NSM gave an unexpected answer: {}", hex(answer)),
+        }
+    }
+}
+
+impl std::error::Error for AskError {}
+
+/// What the module says about itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Description {
+    /// Major, minor, patch.
+    pub version: [u16; 3],
+    /// Its name.
+    pub module_id: String,
+    /// How many registers it has.
+    pub max_pcrs: u16,
+    /// Which of them are locked.
+    pub locked_pcrs: Vec<u16>,
+    /// The hash of the registers.
+    pub digest: String,
+}
+
+impl Nsm {
+    /// Whether register `index` is locked, and its value.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`]; `InvalidIndex` from 32 on.
+    pub fn describe_pcr(&self, index: u16) -> Result<(bool, Vec<u8>), AskError> {
+        self.ask(&Request::DescribePcr(index), |cbor| {
+            let (mut lock, mut data) = (None, None);
+            fields(cbor, |name, cbor| {
+                match name {
+                    "lock" => lock = Some(cbor.bool().ok()?),
+                    "data" => data = Some(cbor.bytes().ok()?.to_vec()),
+                    _ => cbor.skip().ok()?,
+                }
+                Some(())
+            })?;
+            Some((lock?, data?))
+        })
+    }
+
+    /// Hashes data into a register and returns its new value.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`]; `ReadOnlyIndex` for a locked register, `InvalidIndex` from 32 on.
+    pub fn extend_pcr(&self, index: u16, data: &[u8]) -> Result<Vec<u8>, AskError> {
+        self.ask(&Request::ExtendPcr(index, data), |cbor| bytes_of(cbor, "data"))
+    }
+
+    /// Locks a register for ever.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::extend_pcr`].
+    pub fn lock_pcr(&self, index: u16) -> Result<(), AskError> {
+        self.ask(&Request::LockPcr(index), |_| Some(()))
+    }
+
+    /// Locks all registers below `range`, those that are locked already included.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`]; `InvalidIndex` from 33 on.
+    pub fn lock_pcrs(&self, range: u16) -> Result<(), AskError> {
+        self.ask(&Request::LockPcrs(range), |_| Some(()))
+    }
+
+    /// What the module is.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    pub fn describe(&self) -> Result<Description, AskError> {
+        self.ask(&Request::DescribeNsm, |cbor| {
+            let mut found = Description::default();
+            fields(cbor, |name, cbor| {
+                match name {
+                    "version_major" => found.version[0] = cbor.u16().ok()?,
+                    "version_minor" => found.version[1] = cbor.u16().ok()?,
+                    "version_patch" => found.version[2] = cbor.u16().ok()?,
+                    "module_id" => found.module_id = cbor.str().ok()?.to_owned(),
+                    "max_pcrs" => found.max_pcrs = cbor.u16().ok()?,
+                    "locked_pcrs" => found.locked_pcrs = cbor.array_iter::<u16>().ok()?.collect::<Result<_, _>>().ok()?,
+                    "digest" => found.digest = cbor.str().ok()?.to_owned(),
+                    _ => cbor.skip().ok()?,
+                }
+                Some(())
+            })?;
+            Some(found)
+        })
+    }
+
+    /// A signed attestation document (COSE_Sign1).
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`]; `InputTooLarge` for a field of more than 1024 bytes.
+    pub fn attest(&self, wanted: Fields<'_>) -> Result<Vec<u8>, AskError> {
+        self.ask(&Request::Attestation(wanted), |cbor| bytes_of(cbor, "document"))
+    }
+
+    /// Random bytes, as many as the module gives at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    pub fn random(&self) -> Result<Vec<u8>, AskError> {
+        self.ask(&Request::GetRandom, |cbor| bytes_of(cbor, "random"))
+    }
+
+    /// Sends a request; `read` stands behind the name in the answer, or at the end of one that is a name only.
+    fn ask<T>(&self, request: &Request<'_>, read: impl FnOnce(&mut Decoder<'_>) -> Option<T>) -> Result<T, AskError> {
+        let answer = self.request(&request.encode()).map_err(AskError::Driver)?;
+        understand(request, &answer, read)
+    }
+}
+
+fn understand<T>(request: &Request<'_>, answer: &[u8], read: impl FnOnce(&mut Decoder<'_>) -> Option<T>) -> Result<T, AskError> {
+    if let Some(code) = refusal(answer) {
+        return Err(AskError::Refused(code));
+    }
+    let mut cbor = Decoder::new(answer);
+    let found = after_name(request, &mut cbor).and_then(|()| read(&mut cbor));
+    found.filter(|_| cbor.position() == answer.len()).ok_or_else(|| AskError::Unexpected(answer.to_vec()))
+}
+
+/// The code of `{"Error": code}`.
+fn refusal(answer: &[u8]) -> Option<String> {
+    let mut cbor = Decoder::new(answer);
+    let is_error = cbor.map().ok()? == Some(1) && cbor.str().ok()? == "Error";
+    if is_error { cbor.str().ok().map(str::to_owned) } else { None }
+}
+
+fn after_name(request: &Request<'_>, cbor: &mut Decoder<'_>) -> Option<()> {
+    let is_word = matches!(request, Request::LockPcr(_) | Request::LockPcrs(_));
+    if !is_word && cbor.map().ok()? != Some(1) {
+        return None;
+    }
+    (cbor.str().ok()? == request.name()).then_some(())
+}
+
+/// Calls `entry` with the name of each field, standing at its value.
+fn fields<'b>(cbor: &mut Decoder<'b>, mut entry: impl FnMut(&str, &mut Decoder<'b>) -> Option<()>) -> Option<()> {
+    for _ in 0..cbor.map().ok()?? {
+        let name = cbor.str().ok()?;
+        entry(name, cbor)?;
+    }
+    Some(())
+}
+
+/// The byte string in the field of that name.
+fn bytes_of(cbor: &mut Decoder<'_>, wanted: &str) -> Option<Vec<u8>> {
+    let mut found = None;
+    fields(cbor, |name, cbor| {
+        if name == wanted {
+            found = Some(cbor.bytes().ok()?.to_vec());
+            Some(())
+        } else {
+            cbor.skip().ok()
+        }
+    })?;
+    found
+}
+
+/// Bytes as lower-case hex.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Reads hex, either case; `None` for anything else, an odd digit included.
+#[must_use]
+pub fn unhex(text: &[u8]) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let byte = |pair: &[u8]| match pair {
+        [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+        _ => None,
+    };
+    text.chunks(2).map(byte).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_what_the_modules_tables_say() {
+        let cases: [(Request<'_>, &[u8]); 7] = [
+            (Request::DescribePcr(31), b"\xa1\x6bDescribePCR\xa1\x65index\x18\x1f"),
+            (Request::ExtendPcr(16, b"abc"), b"\xa1\x69ExtendPCR\xa2\x65index\x10\x64data\x43abc"),
+            (Request::LockPcr(16), b"\xa1\x67LockPCR\xa1\x65index\x10"),
+            (Request::LockPcrs(20), b"\xa1\x68LockPCRs\xa1\x65range\x14"),
+            (Request::DescribeNsm, b"\x6bDescribeNSM"),
+            (
+                Request::Attestation(Fields { nonce: Some(b""), ..Fields::default() }),
+                b"\xa1\x6bAttestation\xa3\x69user_data\xf6\x65nonce\x40\x6apublic_key\xf6",
+            ),
+            (Request::GetRandom, b"\x69GetRandom"),
+        ];
+        for (request, bytes) in cases {
+            assert_eq!(hex(&request.encode()), hex(bytes), "{request:?}");
+        }
+    }
+
+    #[test]
+    fn a_field_is_found_among_others() {
+        let answer = b"\xa1\x69ExtendPCR\xa2\x64more\x81\x01\x64data\x43\x01\x02\x03";
+        let data = understand(&Request::ExtendPcr(16, b""), answer, |cbor| bytes_of(cbor, "data"));
+        assert_eq!(data.unwrap(), [1, 2, 3]);
+        assert!(understand(&Request::LockPcr(16), b"\x67LockPCR", |_| Some(())).is_ok());
+    }
+
+    #[test]
+    fn a_refusal_has_its_code_and_anything_else_is_shown() {
+        let ask = |answer: &[u8]| understand(&Request::GetRandom, answer, |cbor| bytes_of(cbor, "random")).unwrap_err().to_string();
+        assert_eq!(ask(b"\xa1\x65Error\x6dInternalError"), "the NSM answered InternalError");
+        for answer in [
+            b"".as_slice(),
+            b"\x69GetRandom",
+            b"\xa1\x69GetRandom\xbf\xff",
+            b"\xa1\x69GetRandom\xa1\x66random\x61a",
+            b"\xa1\x69GetRandom\xa1\x66random\x41a\0",
+        ] {
+            assert_eq!(ask(answer), format!("the NSM gave an unexpected answer: {}", hex(answer)));
+        }
+    }
+
+    #[test]
+    fn hex_is_read_in_either_case_and_whole_bytes() {
+        assert_eq!(unhex(b"00fFa0"), Some(vec![0, 255, 160]));
+        assert_eq!(unhex(b""), Some(vec![]));
+        for wrong in [b"0".as_slice(), b"0g", b"+1", b"0x00", b"00 ", b"\xff\xff"] {
+            assert_eq!(unhex(wrong), None);
+        }
+    }
+}
