@@ -11,7 +11,8 @@ use nitroxide_testkit::images::ImageSpec;
 use crate::context::{self, Context};
 
 /// The packages whose programs run in a guest.
-const PACKAGES: [&str; 5] = ["nitroxide-init", "nitroxide-hello", "nitroxide-probe", "nitroxide-parent", "nitroxide-conformance"];
+const PACKAGES: [&str; 6] =
+    ["nitroxide-init", "nitroxide-hello", "nitroxide-guest", "nitroxide-probe", "nitroxide-parent", "nitroxide-conformance"];
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the programs (cargo skips what is up to date) and, where something changed, the image target/demo/hello.eif.

@@ -1,0 +1,41 @@
+//! `nitroxide-guest`: what a script inside an enclave needs from `/dev/nsm`, as one small static program.
+//!
+//! Results go to standard output, errors to standard error. Exit status: 0; 1 if it could not be done; 2 for a command line that is not understood.
+//! [`commands`] is what it can do, [`arguments`] how the command line is read, [`format`] how bytes are shown, [`failure`] what went wrong and what to
+//! do. No argument parser: the program would be three times the size. For users: docs/guest-tools.md.
+
+mod arguments;
+mod commands;
+mod failure;
+mod format;
+
+use std::process::ExitCode;
+
+/// The help text.
+const HELP: &str = "\
+Asks the Nitro Secure Module of this enclave (/dev/nsm).
+
+  nitroxide-guest attest [--nonce DATA] [--user-data DATA] [--public-key DATA] [--format raw|base64|hex]
+                                 an attestation document with these fields; base64 unless told otherwise
+  nitroxide-guest describe       what the module is
+  nitroxide-guest pcr [N]        a register's value in hex; without N all, each with `locked` or `open`
+  nitroxide-guest extend N DATA  hashes DATA into register N (16 to 31) and prints the new value
+  nitroxide-guest lock N         locks register N for ever; `lock --below N` all registers below N
+  nitroxide-guest random BYTES [--format raw|base64|hex]
+                                 so many random bytes; hex unless told otherwise
+  nitroxide-guest help | version
+
+DATA is hex (00ff…), @FILE for the bytes of a file, or - for standard input.
+Exit status: 0; 1 if it could not be done; 2 for a command line that is not understood.
+";
+
+fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    match arguments::parse(&words).and_then(commands::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("nitroxide-guest: {failure}");
+            ExitCode::from(failure.exit_status())
+        }
+    }
+}
