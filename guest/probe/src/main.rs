@@ -15,13 +15,15 @@ use rustix::{
     system::{RebootCommand, reboot},
 };
 
-const WORDS: &str = "exit N | signal N | panic | hang | sleep SECONDS | flood BYTES | poweroff | reboot | orphans N | whoami | wait-term";
+const WORDS: &str =
+    "exit N | signal N | panic | hang | sleep SECONDS | flood BYTES | poweroff | reboot | orphans N | whoami | wait-term | script FILE";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let word = arguments.first().map_or("", String::as_str);
     let number = arguments.get(1).and_then(|text| text.parse().ok());
-    match run(word, number.unwrap_or(0)) {
+    let result = if word == "script" { script(arguments.get(1).map_or("", String::as_str)) } else { run(word, number.unwrap_or(0)) };
+    match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             println!("probe: {word}: {error}");
@@ -75,6 +77,21 @@ fn run(word: &str, number: u64) -> io::Result<u8> {
             println!("probe: words are: {WORDS}");
             return Ok(2);
         }
+    }
+    Ok(0)
+}
+
+/// Runs the commands in a file, one per line, words separated by spaces; shows each command before its output, and its exit status behind.
+fn script(file: &str) -> io::Result<u8> {
+    for line in fs::read_to_string(file)?.lines() {
+        println!("probe: $ {line}");
+        let mut words = line.split_whitespace();
+        let Some(program) = words.next() else { continue };
+        let output = Command::new(program).args(words).output()?;
+        let mut console = io::stdout().lock();
+        console.write_all(&output.stdout)?;
+        console.write_all(&output.stderr)?;
+        writeln!(console, "probe: status {}", output.status.code().unwrap_or(-1))?;
     }
     Ok(0)
 }
