@@ -2,14 +2,16 @@
 //!
 //! Results go to standard output, errors to standard error. Exit status: 0; 1 if it could not be done; 2 for a command line that is not understood.
 //! [`commands`] is what it can do, [`arguments`] how the command line is read, [`format`] how bytes are shown, [`failure`] what went wrong and what to
-//! do. No argument parser: the program would be three times the size. For users: docs/guest-tools.md.
+//! do, `entry` where it begins. No argument parser, for its size. For users: docs/guest-tools.md.
+
+#![cfg_attr(not(test), no_main)]
 
 mod arguments;
 mod commands;
+#[cfg(not(test))]
+mod entry;
 mod failure;
 mod format;
-
-use std::process::ExitCode;
 
 /// The help text.
 const HELP: &str = "\
@@ -29,13 +31,14 @@ DATA is hex (00ff…), @FILE for the bytes of a file, or - for standard input.
 Exit status: 0; 1 if it could not be done; 2 for a command line that is not understood.
 ";
 
-fn main() -> ExitCode {
+/// Runs the command line; returns the exit status.
+fn run() -> u8 {
     let words: Vec<_> = std::env::args_os().skip(1).collect();
     match arguments::parse(&words).and_then(commands::run) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(failure) => {
             eprintln!("nitroxide-guest: {failure}");
-            ExitCode::from(failure.exit_status())
+            failure.exit_status()
         }
     }
 }
