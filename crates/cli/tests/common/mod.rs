@@ -17,7 +17,13 @@ use rustix::process::{Pid, Signal, kill_process};
 /// The program under test, with nothing of the caller's environment that would change what it does.
 pub fn nitroxide() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nitroxide"));
-    command.stdin(Stdio::null()).env_remove("NITROXIDE_DEVICE").env_remove("NITROXIDE_ENGINE").env("NO_COLOR", "1");
+    command
+        .stdin(Stdio::null())
+        .env_remove("NITROXIDE_DEVICE")
+        .env_remove("NITROXIDE_ENGINE")
+        .env_remove("NITROXIDE_INSTANCE_ID")
+        .env_remove("NITROXIDE_IAM_ROLE")
+        .env("NO_COLOR", "1");
     command
 }
 
