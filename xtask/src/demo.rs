@@ -14,7 +14,7 @@ use crate::context::{self, Context};
 use crate::test::Steps;
 use crate::{guest, setup};
 
-/// The port on which the sample application answers lines: `echo TEXT`, `pcrs`, `exit N`.
+/// The port on which the sample application answers lines: `echo TEXT`, `pcrs`, `attest NONCEHEX`, `exit N`.
 const SAMPLE_PORT: &str = "5005";
 /// The last thing the sample application says before it serves.
 const READY: &str = "hello: listening";
