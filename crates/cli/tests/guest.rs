@@ -81,6 +81,10 @@ fn an_enclave_in_the_background_boots_answers_and_tells_how_it_ended() {
     assert!(lines.any(|line| line.unwrap().contains("hello: listening")));
     let cid = &started["EnclaveCID"];
     assert_eq!(user.ask(cid, "echo a b\ncid\n"), format!("a b\n{cid}\n"));
+    // A document as one line of hex: COSE_Sign1 with ES384, and the nonce in it.
+    let document = user.ask(cid, "attest 0123456789abcdef\n");
+    assert!(document.starts_with("8444a1013822a0") && document.ends_with('\n') && document.contains("480123456789abcdef"), "{document}");
+    assert_eq!(user.ask(cid, "attest 0\n"), "error: the nonce is pairs of hex digits, e.g. attest 00ff\n");
     let waiting = user.nitroxide().args(["wait", "hello"]).stdout(Stdio::piped()).spawn().unwrap();
     assert_eq!(user.ask(cid, "exit 42\n"), "exiting with status 42\n");
     assert!(lines.any(|line| line.unwrap().contains("exited with status 42")));
