@@ -1,6 +1,7 @@
 //! The NSM under a hostile guest: a sequence of requests, of anything written to the queue and its memory, and of kicks.
 //!
-//! The input is a little program: an opcode byte, then its operands. Holds for every input: no panic; every answer to a request is
+//! The input is a little program: an opcode byte, then its operands. Requests are noise, or right ones made of operands, some with a byte changed: from noise
+//! alone a fuzzer without a dictionary finds no request in minutes. Holds for every input: no panic; every answer to a request is
 //! one CBOR value of at most 0x3000 bytes; locks only close and what is locked does not change; nothing comes back twice.
 #![no_main]
 
@@ -43,6 +44,67 @@ impl<'a> Input<'a> {
     }
 }
 
+/// One of the seven requests, right but for its operands, and in every second case one byte.
+fn likely_request(input: &mut Input<'_>) -> Option<Vec<u8>> {
+    let which = input.byte()? % 7;
+    let index = u16::from(input.byte()? % 40);
+    let mut bytes = Vec::new();
+    let mut cbor = minicbor::Encoder::new(&mut bytes);
+    match which {
+        0 => cbor.str("DescribeNSM").unwrap(),
+        1 => cbor.str("GetRandom").unwrap(),
+        2 | 3 => cbor
+            .map(1)
+            .unwrap()
+            .str(if which == 2 { "DescribePCR" } else { "LockPCR" })
+            .unwrap()
+            .map(1)
+            .unwrap()
+            .str("index")
+            .unwrap()
+            .u16(index)
+            .unwrap(),
+        4 => cbor.map(1).unwrap().str("LockPCRs").unwrap().map(1).unwrap().str("range").unwrap().u16(index).unwrap(),
+        5 => {
+            let length = usize::from(input.byte()?);
+            let data = input.bytes(length)?;
+            cbor.map(1)
+                .unwrap()
+                .str("ExtendPCR")
+                .unwrap()
+                .map(2)
+                .unwrap()
+                .str("index")
+                .unwrap()
+                .u16(index)
+                .unwrap()
+                .str("data")
+                .unwrap()
+                .bytes(data)
+                .unwrap()
+        }
+        _ => {
+            cbor.map(1).unwrap().str("Attestation").unwrap().map(3).unwrap();
+            for (bit, name) in ["user_data", "nonce", "public_key"].into_iter().enumerate() {
+                cbor.str(name).unwrap();
+                // Null, or up to a little more than is allowed.
+                if index >> bit & 1 == 0 {
+                    cbor.null().unwrap()
+                } else {
+                    cbor.bytes(&vec![7; usize::from(input.word()?) % 1100]).unwrap()
+                };
+            }
+            &mut cbor
+        }
+    };
+    let damage = input.word()?;
+    if damage & 1 == 1 {
+        let at = usize::from(damage >> 1) % bytes.len();
+        bytes[at] = input.byte()?;
+    }
+    Some(bytes)
+}
+
 fn run(mut input: Input<'_>) -> Option<()> {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[0, 1, 2].map(|at| (GuestAddress(at * REGION as u64), REGION))).unwrap();
     let mut queue = Queue::new(QUEUE_SIZE).unwrap();
@@ -55,9 +117,15 @@ fn run(mut input: Input<'_>) -> Option<()> {
     loop {
         let before = module.pcrs().clone();
         match input.byte()? % 8 {
-            0 | 1 => {
-                let length = usize::from(input.word()?) % 0x1100;
-                let answer = module.answer(input.bytes(length)?);
+            operation @ (0 | 1) => {
+                let request = match operation {
+                    0 => {
+                        let length = usize::from(input.word()?) % 0x1100;
+                        input.bytes(length)?.to_vec()
+                    }
+                    _ => likely_request(&mut input)?,
+                };
+                let answer = module.answer(&request);
                 assert!(answer.len() <= response::MAX_BYTES);
                 let mut cbor = minicbor::Decoder::new(&answer);
                 cbor.skip().unwrap();
@@ -70,7 +138,10 @@ fn run(mut input: Input<'_>) -> Option<()> {
             }
             4 => {
                 // A sane descriptor, so that requests reach the module through the queue, too.
-                let (index, kind, length) = (input.byte()? % 8, input.byte()?, input.word()? % 0x3100);
+                let (index, kind) = (input.byte()? % 8, input.byte()?);
+                let content =
+                    if kind & 0x80 == 0 { input.bytes(usize::from(kind >> 2 & 0xf))?.to_vec() } else { likely_request(&mut input)? };
+                let length = if kind & 0x40 == 0 { input.word()? % 0x3100 } else { u16::try_from(content.len()).unwrap() };
                 let address = 0x400 + u64::from(index) * 0x1000;
                 let mut raw = [0; 16];
                 raw[..8].copy_from_slice(&address.to_le_bytes());
@@ -78,7 +149,7 @@ fn run(mut input: Input<'_>) -> Option<()> {
                 raw[12] = kind & 3;
                 raw[14] = index + 1;
                 let _ = memory.write_slice(&raw, GuestAddress(u64::from(index) * 16));
-                let _ = memory.write_slice(input.bytes(usize::from(kind >> 2))?, GuestAddress(address));
+                let _ = memory.write_slice(&content, GuestAddress(address));
             }
             5 => {
                 let head = u16::from(input.byte()? % 10);
