@@ -31,6 +31,12 @@ DATA is hex (00ff…), @FILE for the bytes of a file, or - for standard input.
 Exit status: 0; 1 if it could not be done; 2 for a command line that is not understood.
 ";
 
+/// Only so that unit tests, which have a `main` of their own, see the rest used.
+#[cfg(test)]
+fn main() {
+    let _ = run();
+}
+
 /// Runs the command line; returns the exit status.
 fn run() -> u8 {
     let words: Vec<_> = std::env::args_os().skip(1).collect();
