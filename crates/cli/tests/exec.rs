@@ -13,11 +13,26 @@ fn client_sees_the_pool_of_the_options_and_its_status_is_the_commands() {
 }
 
 #[test]
+fn client_finds_the_instance_id_of_the_options_where_nitro_cli_looks_for_it() {
+    let user = User::new();
+    let words = ["--", "cat", "/sys/devices/virtual/dmi/id/board_asset_tag"];
+    for (options, id) in [(["--instance-id", "i-1234abcd"].as_slice(), "i-1234abcd\n"), (&[], "i-0000000000000000\n")] {
+        let output = run(user.without_machine().arg("exec").args(options).args(words));
+        assert_eq!(text(&output.stdout), id, "{}", text(&output.stderr));
+    }
+}
+
+#[test]
 fn inner_exec_has_no_options_of_its_own() {
     let user = User::new();
     let inner = |options: &str| format!("exec {} exec {options} -- true", env!("CARGO_BIN_EXE_nitroxide"));
     let output = run(user.without_machine().args(["exec", "--", "sh", "-c", &inner("")]));
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    // What comes from the environment is no option of the inner one's.
+    let output = run(user.without_machine().env("NITROXIDE_INSTANCE_ID", "i-1234abcd").args(["exec", "--", "sh", "-c", &inner("")]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let output = run(user.without_machine().args(["exec", "--", "sh", "-c", &inner("--instance-id i-1234abcd")]));
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
     let output = run(user.without_machine().args(["exec", "--", "sh", "-c", &inner("--max-regions 8")]));
     assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("Give the options to the outer exec"), "{}", text(&output.stderr));

@@ -12,7 +12,7 @@ use nitroxide_device::{Faults, Launcher};
 use nitroxide_driver::extension::Home as Facts;
 use nitroxide_driver::{Client, Machine, Summary, call};
 use nitroxide_enclave::{ProcessLauncher, SlotDetails};
-use nitroxide_world::World;
+use nitroxide_world::{InstanceId, World};
 
 use crate::device::{open_local, world_of};
 use crate::local::memory::{DonatedPages, LocalMemory, Memory};
@@ -26,6 +26,7 @@ pub struct ServedDevice {
     world: World,
     /// None where another launcher was given.
     launcher: Option<Arc<ProcessLauncher>>,
+    instance_id: InstanceId,
 }
 
 impl ServedDevice {
@@ -36,7 +37,8 @@ impl ServedDevice {
     /// As [`Device::open`](crate::Device::open).
     pub fn open(options: &LocalOptions) -> Result<Self, OpenError> {
         let (home, launcher) = open_local(options)?;
-        Ok(Self { home: Arc::new(home), world: launcher.world().clone(), launcher: Some(launcher) })
+        let instance_id = options.launch.parent_identity.instance_id.clone();
+        Ok(Self { home: Arc::new(home), world: launcher.world().clone(), launcher: Some(launcher), instance_id })
     }
 
     /// As [`Device::local_with`](crate::Device::local_with).
@@ -47,7 +49,8 @@ impl ServedDevice {
     pub fn with(options: &LocalOptions, make_launcher: impl FnOnce(Arc<LocalMemory>) -> Arc<dyn Launcher>) -> Result<Self, OpenError> {
         let world = world_of(options)?;
         let options = LocalOptions { world: Some(world.clone()), ..options.clone() };
-        Ok(Self { home: Arc::new(crate::device::local_with(&options, make_launcher)?), world, launcher: None })
+        let home = Arc::new(crate::device::local_with(&options, make_launcher)?);
+        Ok(Self { home, world, launcher: None, instance_id: options.launch.parent_identity.instance_id })
     }
 
     /// The first half of NE_CREATE_VM: an enclave that nobody can see yet. The second half is [`call::create_vm`]; if that fails, drop it.
@@ -105,6 +108,12 @@ impl ServedDevice {
             let (text, end) = pool.read();
             [text, end].concat()
         })
+    }
+
+    /// The parent's instance id, which its enclaves attest.
+    #[must_use]
+    pub fn instance_id(&self) -> &InstanceId {
+        &self.instance_id
     }
 
     /// Memory for copies of a client's, all zero.

@@ -19,15 +19,18 @@ pub(crate) enum Shown {
     FreePages,
     /// How many there are.
     AllPages,
+    /// The instance's id, where nitro-cli looks for it.
+    AssetTag,
 }
 
 /// Where they are.
-const FILES: [(&[u8], Shown); 5] = [
+const FILES: [(&[u8], Shown); 6] = [
     (b"/dev/nitro_enclaves", Shown::Device),
     (b"/dev/vsock", Shown::Vsock),
     (b"/sys/module/nitro_enclaves/parameters/ne_cpus", Shown::Pool),
     (b"/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", Shown::FreePages),
     (b"/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", Shown::AllPages),
+    (b"/sys/devices/virtual/dmi/id/board_asset_tag", Shown::AssetTag),
 ];
 
 /// Major and minor number of the device: a miscellaneous device, with the minor that container tools give its node.
@@ -133,7 +136,7 @@ impl Shown {
         match self {
             Self::Device | Self::Vsock => libc::S_IFCHR | 0o666,
             Self::Pool | Self::AllPages => libc::S_IFREG | 0o644,
-            Self::FreePages => libc::S_IFREG | 0o444,
+            Self::FreePages | Self::AssetTag => libc::S_IFREG | 0o444,
         }
     }
 
@@ -150,6 +153,7 @@ impl Shown {
             Self::FreePages => 0x6E65_0003,
             Self::AllPages => 0x6E65_0004,
             Self::Vsock => 0x6E65_0005,
+            Self::AssetTag => 0x6E65_0006,
         }
     }
 

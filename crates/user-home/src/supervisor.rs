@@ -232,6 +232,7 @@ impl Supervisor {
         match shown {
             Shown::Device | Shown::Vsock => Vec::new(),
             Shown::Pool => self.enclaves.device().pool_text(),
+            Shown::AssetTag => format!("{}\n", self.enclaves.device().instance_id()).into_bytes(),
             Shown::FreePages | Shown::AllPages => format!("{}\n", huge::pages()).into_bytes(),
         }
     }
