@@ -1,7 +1,7 @@
 //! `nitroxide-guest`: what a script inside an enclave needs from `/dev/nsm`, as one small static program.
 //!
 //! Results go to standard output, errors to standard error. Exit status: 0; 1 if it could not be done; 2 for a command line that is not understood.
-//! [`commands`] is what it can do, [`arguments`] how the command line is read, [`format`] how bytes are shown, [`failure`] what went wrong and what to
+//! [`commands`] is what it can do, [`arguments`] how the command line is read, [`mod@format`] how bytes are shown, [`failure`] what went wrong and what to
 //! do, `entry` where it begins. No argument parser, for its size. For users: docs/guest-tools.md.
 
 #![cfg_attr(not(test), no_main)]
