@@ -1,139 +1,366 @@
-//! The X.509 certificates behind a document's key: a local root and the leaf below it.
+//! One X.509 certificate as documents carry them: P-384, ecdsa-with-SHA384, version 3.
 //!
-//! [`root`] and [`leaf`] issue them with P-384 and ecdsa-with-SHA384; [`Signer`](crate::Signer) decides when. Names say plainly
-//! that they are not AWS's. Profile: RFC 5280 sections 4.1 and 4.2.
+//! [`Certificate::from_der`] reads one and refuses what cannot be judged; [`crate::chain`] judges several together. Profile: RFC 5280
+//! sections 4.1, 4.2 and 6.1.
 
-use p384::ecdsa::{DerSignature, SigningKey, VerifyingKey};
-use p384::elliptic_curve::Generate as _;
-use std::str::FromStr as _;
+use p384::ecdsa::signature::Verifier as _;
+use p384::ecdsa::{DerSignature, VerifyingKey};
+use sha2::{Digest as _, Sha256};
+use std::fmt;
 use std::time::Duration;
-use x509_cert::builder::profile::BuilderProfile;
-use x509_cert::builder::{Builder as _, CertificateBuilder};
-use x509_cert::certificate::TbsCertificate;
-use x509_cert::der::{DateTime, Encode as _};
-use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints, KeyUsage, KeyUsages, SubjectKeyIdentifier};
-use x509_cert::ext::{Extension, ToExtension as _};
+use x509_cert::certificate::Version;
+use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::der::oid::AssociatedOid as _;
+use x509_cert::der::{DateTime, Decode as _, Encode as _};
+use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints, KeyUsage, SubjectKeyIdentifier};
 use x509_cert::name::Name;
-use x509_cert::serial_number::SerialNumber;
-use x509_cert::spki::{SubjectPublicKeyInfoOwned, SubjectPublicKeyInfoRef};
-use x509_cert::time::{Time, Validity};
 
-/// The longest common name (bytes) a certificate may carry: ub-common-name of RFC 5280 appendix A.1.
-pub(crate) const MAX_COMMON_NAME_BYTES: usize = 64;
+const ECDSA_WITH_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.3");
+const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+const SECP384R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
+const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
-/// Who every certificate of ours says it comes from.
-const ORGANISATION: &str = "OU=Local test identity - not AWS,O=Nitroxide";
-
-/// Why a certificate could not be made.
-#[derive(Debug, thiserror::Error, displaydoc::Display)]
-pub enum CertificateError {
-    /// Module id `{0}` cannot be the name in a certificate; use 1 to 64 ASCII letters, digits, `-`, `.` or `_`.
-    Name(String),
-    /// Milliseconds {0} since 1970 are not a date a certificate can carry; set the clock.
-    Date(u64),
-    /// The certificate could not be encoded or signed: {0}.
-    Build(String),
-    /// The kernel gave no random numbers for a key or serial number: {0}.
-    Random(String),
+/// What is wrong with a certificate, by itself or in its place of a chain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
+pub enum CertificateFault {
+    /// It is not an X.509 certificate in DER: {0}.
+    Malformed(String),
+    /// It is not encoded in the one way that DER allows.
+    NotDer,
+    /// It is not of version 3.
+    Version,
+    /// It is signed with {0}, not with ecdsa-with-SHA384.
+    Algorithm(String),
+    /// Its key is not on the curve P-384.
+    Curve,
+    /// Its extension {0} stands there twice.
+    RepeatedExtension(String),
+    /// Its extension {0} is marked critical, and it is not known here what it means.
+    UnknownCriticalExtension(String),
+    /// Its extension {oid} cannot be read: {reason}.
+    Extension {
+        /// Which.
+        oid: String,
+        /// What the decoder says.
+        reason: String,
+    },
+    /// It is not yet valid: it begins on {begins}, and the time of the check is {at}.
+    NotYetValid {
+        /// Its first moment.
+        begins: Timestamp,
+        /// The time of the check.
+        at: Timestamp,
+    },
+    /// It has expired: it ended on {ended}, and the time of the check is {at}.
+    Expired {
+        /// Its last moment.
+        ended: Timestamp,
+        /// The time of the check.
+        at: Timestamp,
+    },
+    /// Its issuer is `{named}`, but the certificate above it is that of `{above}`.
+    Issuer {
+        /// Whom it names.
+        named: String,
+        /// Who is there.
+        above: String,
+    },
+    /// Its authority key identifier is not the subject key identifier of the certificate above it.
+    KeyIdentifier,
+    /// Its signature was not made with the key of the certificate above it.
+    Signature,
+    /// It is no certificate of an authority (basic constraints: CA), but others hang below it.
+    NotAuthority,
+    /// It is a certificate of an authority, which must not sign documents.
+    IsAuthority,
+    /// It allows {allowed} authorities below it, and {found} are there or needed.
+    PathLength {
+        /// Its path length.
+        allowed: u8,
+        /// Authorities below it.
+        found: usize,
+    },
+    /// Its key usage does not allow to sign {0}.
+    KeyUsage(&'static str),
 }
 
-/// From when until when a certificate counts, in milliseconds since 1970-01-01 UTC; written with whole seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Period {
-    /// The first moment.
-    pub(crate) from_ms: u64,
-    /// The last moment.
-    pub(crate) until_ms: u64,
+/// A moment, in milliseconds since 1970-01-01 UTC; shown as `2024-12-13T07:37:58Z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(
+    /// The milliseconds.
+    pub u64,
+);
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match DateTime::from_unix_duration(Duration::from_secs(self.0 / 1000)) {
+            Ok(date) => date.fmt(f),
+            Err(_) => write!(f, "{} ms after 1970", self.0), // beyond the year 9999
+        }
+    }
 }
 
-/// The two places in the chain.
-enum Place {
-    Root { subject: Name },
-    Leaf { subject: Name, issuer: Name },
+/// A certificate that was read. Having one says that it is well formed, its key is a point of P-384 and nothing critical in it is
+/// unknown; not that anybody signed it.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    der: Vec<u8>,
+    parsed: x509_cert::Certificate,
+    key: VerifyingKey,
+    constraints: BasicConstraints,
+    usage: Option<KeyUsage>,
+    subject_key: Option<Vec<u8>>,
+    authority_key: Option<Vec<u8>>,
 }
 
-impl BuilderProfile for Place {
-    fn get_issuer(&self, subject: &Name) -> Name {
-        match self {
-            Self::Root { .. } => subject.clone(),
-            Self::Leaf { issuer, .. } => issuer.clone(),
+impl Certificate {
+    /// Reads a certificate.
+    ///
+    /// # Errors
+    ///
+    /// [`CertificateFault`] says what cannot be read or judged.
+    pub fn from_der(der: &[u8]) -> Result<Self, CertificateFault> {
+        let malformed = |error: x509_cert::der::Error| CertificateFault::Malformed(error.to_string());
+        let parsed = x509_cert::Certificate::from_der(der).map_err(malformed)?;
+        // So the bytes that are hashed below are those that were signed.
+        if parsed.to_der().map_err(malformed)? != der {
+            return Err(CertificateFault::NotDer);
+        }
+        let tbs = parsed.tbs_certificate();
+        if tbs.version() != Version::V3 {
+            return Err(CertificateFault::Version);
+        }
+        for algorithm in [parsed.signature_algorithm(), tbs.signature()] {
+            if algorithm.oid != ECDSA_WITH_SHA384 || algorithm.parameters.is_some() {
+                return Err(CertificateFault::Algorithm(algorithm.oid.to_string()));
+            }
+        }
+        let extensions = Extensions::read(tbs.extensions().map_or(&[], Vec::as_slice))?;
+        let key = key_of(&parsed)?;
+        let Extensions { constraints, usage, subject_key, authority_key } = extensions;
+        Ok(Self {
+            der: der.to_vec(),
+            key,
+            constraints: constraints.unwrap_or(BasicConstraints { ca: false, path_len_constraint: None }),
+            usage,
+            subject_key,
+            authority_key,
+            parsed,
+        })
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// SHA-256 of its bytes.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        fingerprint(&self.der)
+    }
+
+    /// Whose it is, as RFC 4514 writes names, without control characters.
+    #[must_use]
+    pub fn subject(&self) -> String {
+        shown(self.parsed.tbs_certificate().subject())
+    }
+
+    /// Who signed it, as it says; written as [`Self::subject`].
+    #[must_use]
+    pub fn issuer(&self) -> String {
+        shown(self.parsed.tbs_certificate().issuer())
+    }
+
+    /// Whether it names itself as its issuer, as roots do.
+    #[must_use]
+    pub fn is_self_issued(&self) -> bool {
+        self.parsed.tbs_certificate().issuer() == self.name()
+    }
+
+    /// The common name of its subject; empty if it has none.
+    #[must_use]
+    pub fn common_name(&self) -> String {
+        let name = self.parsed.tbs_certificate().subject();
+        let attribute = name.iter().find(|attribute| attribute.oid == COMMON_NAME);
+        attribute.map(|attribute| printable(&String::from_utf8_lossy(attribute.value.value()))).unwrap_or_default()
+    }
+
+    /// Its serial number, big-endian, without leading zeros.
+    #[must_use]
+    pub fn serial(&self) -> &[u8] {
+        let bytes = self.parsed.tbs_certificate().serial_number().as_bytes();
+        bytes.strip_prefix(&[0]).unwrap_or(bytes)
+    }
+
+    /// Its first moment.
+    #[must_use]
+    pub fn begins(&self) -> Timestamp {
+        moment(self.parsed.tbs_certificate().validity().not_before)
+    }
+
+    /// Its last moment: the whole second counts (RFC 5280 section 4.1.2.5).
+    #[must_use]
+    pub fn ends(&self) -> Timestamp {
+        moment(self.parsed.tbs_certificate().validity().not_after)
+    }
+
+    /// Its key.
+    #[must_use]
+    pub fn key(&self) -> &VerifyingKey {
+        &self.key
+    }
+
+    /// Whether it is an authority's.
+    #[must_use]
+    pub fn is_authority(&self) -> bool {
+        self.constraints.ca
+    }
+
+    /// How many authorities may stand below it; `None` for any number.
+    #[must_use]
+    pub fn path_length(&self) -> Option<u8> {
+        self.constraints.path_len_constraint
+    }
+
+    /// The parts, for whoever issues certificates below it.
+    pub(crate) fn name(&self) -> &Name {
+        self.parsed.tbs_certificate().subject()
+    }
+
+    pub(crate) fn subject_key(&self) -> Option<&[u8]> {
+        self.subject_key.as_deref()
+    }
+
+    pub(crate) fn check_period(&self, at: Timestamp) -> Result<(), CertificateFault> {
+        if at < self.begins() {
+            return Err(CertificateFault::NotYetValid { begins: self.begins(), at });
+        }
+        if at.0 / 1000 > self.ends().0 / 1000 {
+            return Err(CertificateFault::Expired { ended: self.ends(), at });
+        }
+        Ok(())
+    }
+
+    /// Whether it may stand above `authorities_below` others and the one that signs documents.
+    pub(crate) fn check_as_authority(&self, authorities_below: usize) -> Result<(), CertificateFault> {
+        if !self.constraints.ca {
+            return Err(CertificateFault::NotAuthority);
+        }
+        if self.usage.as_ref().is_some_and(|usage| !usage.key_cert_sign()) {
+            return Err(CertificateFault::KeyUsage("certificates"));
+        }
+        match self.constraints.path_len_constraint {
+            Some(allowed) if authorities_below > usize::from(allowed) => {
+                Err(CertificateFault::PathLength { allowed, found: authorities_below })
+            }
+            _ => Ok(()),
         }
     }
 
-    fn get_subject(&self) -> Name {
-        match self {
-            Self::Root { subject } | Self::Leaf { subject, .. } => subject.clone(),
+    /// Whether its key may sign documents.
+    pub(crate) fn check_as_leaf(&self) -> Result<(), CertificateFault> {
+        if self.constraints.ca {
+            return Err(CertificateFault::IsAuthority);
+        }
+        if self.usage.as_ref().is_some_and(|usage| !usage.digital_signature()) {
+            return Err(CertificateFault::KeyUsage("documents"));
+        }
+        Ok(())
+    }
+
+    /// Whether names and key identifiers say that `issuer` signed it.
+    pub(crate) fn check_names(&self, issuer: &Self) -> Result<(), CertificateFault> {
+        let named = self.parsed.tbs_certificate().issuer();
+        if named != issuer.name() {
+            return Err(CertificateFault::Issuer { named: shown(named), above: issuer.subject() });
+        }
+        match (&self.authority_key, &issuer.subject_key) {
+            (Some(named), Some(above)) if named != above => Err(CertificateFault::KeyIdentifier),
+            _ => Ok(()),
         }
     }
 
-    fn build_extensions(
-        &self,
-        key: SubjectPublicKeyInfoRef<'_>,
-        issuer_key: SubjectPublicKeyInfoRef<'_>,
-        certificate: &TbsCertificate,
-    ) -> x509_cert::builder::Result<Vec<Extension>> {
-        let (constraints, usage) = match self {
-            Self::Root { .. } => (
-                BasicConstraints { ca: true, path_len_constraint: None },
-                KeyUsages::KeyCertSign | KeyUsages::CRLSign | KeyUsages::DigitalSignature,
-            ),
-            Self::Leaf { .. } => (BasicConstraints { ca: false, path_len_constraint: None }, KeyUsages::DigitalSignature.into()),
-        };
-        let subject = certificate.subject();
-        let mut extensions: Vec<Extension> = Vec::new();
-        extensions.push(constraints.to_extension(subject, &extensions)?);
-        extensions.push(KeyUsage(usage).to_extension(subject, &extensions)?);
-        extensions.push(SubjectKeyIdentifier::try_from(key)?.to_extension(subject, &extensions)?);
-        if matches!(self, Self::Leaf { .. }) {
-            extensions.push(AuthorityKeyIdentifier::try_from(issuer_key)?.to_extension(subject, &extensions)?);
+    /// Whether the key of `issuer` signed it.
+    pub(crate) fn check_signature(&self, issuer: &Self) -> Result<(), CertificateFault> {
+        let failed = |_| CertificateFault::Signature;
+        let signature = self.parsed.signature().as_bytes().ok_or(CertificateFault::Signature)?;
+        let signature = DerSignature::from_bytes(signature).map_err(failed)?;
+        let signed = self.parsed.tbs_certificate().to_der().map_err(|_| CertificateFault::Signature)?;
+        issuer.key.verify(&signed, &signature).map_err(failed)
+    }
+}
+
+impl PartialEq for Certificate {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
+}
+
+impl Eq for Certificate {}
+
+/// SHA-256 of a certificate's bytes.
+pub(crate) fn fingerprint(der: &[u8]) -> [u8; 32] {
+    Sha256::digest(der).into()
+}
+
+/// What the extensions say that are understood here.
+#[derive(Default)]
+struct Extensions {
+    constraints: Option<BasicConstraints>,
+    usage: Option<KeyUsage>,
+    subject_key: Option<Vec<u8>>,
+    authority_key: Option<Vec<u8>>,
+}
+
+impl Extensions {
+    fn read(extensions: &[x509_cert::ext::Extension]) -> Result<Self, CertificateFault> {
+        let mut read = Self::default();
+        for (number, extension) in extensions.iter().enumerate() {
+            let oid = extension.extn_id;
+            if extensions.iter().take(number).any(|earlier| earlier.extn_id == oid) {
+                return Err(CertificateFault::RepeatedExtension(oid.to_string()));
+            }
+            let value = extension.extn_value.as_bytes();
+            let failed = |error: x509_cert::der::Error| CertificateFault::Extension { oid: oid.to_string(), reason: error.to_string() };
+            match oid {
+                BasicConstraints::OID => read.constraints = Some(BasicConstraints::from_der(value).map_err(failed)?),
+                KeyUsage::OID => read.usage = Some(KeyUsage::from_der(value).map_err(failed)?),
+                SubjectKeyIdentifier::OID => {
+                    read.subject_key = Some(SubjectKeyIdentifier::from_der(value).map_err(failed)?.0.into_bytes().into());
+                }
+                AuthorityKeyIdentifier::OID => {
+                    let identifier = AuthorityKeyIdentifier::from_der(value).map_err(failed)?.key_identifier;
+                    read.authority_key = identifier.map(|identifier| identifier.into_bytes().into());
+                }
+                _ if extension.critical => return Err(CertificateFault::UnknownCriticalExtension(oid.to_string())),
+                _ => {} // e.g. CRL distribution points: nothing is fetched
+            }
         }
-        Ok(extensions)
+        Ok(read)
     }
 }
 
-/// Makes a P-384 key from the kernel's random numbers.
-pub(crate) fn new_key() -> Result<SigningKey, CertificateError> {
-    SigningKey::try_generate().map_err(|error| CertificateError::Random(error.to_string()))
-}
-
-/// Issues the self-signed certificate (DER) of `key`.
-pub(crate) fn root(key: &SigningKey, period: Period) -> Result<Vec<u8>, CertificateError> {
-    issue(Place::Root { subject: root_name()? }, key.verifying_key(), key, period)
-}
-
-/// Issues the certificate (DER) of `key` in the name of `module_id`, signed by the root's key.
-pub(crate) fn leaf(module_id: &str, key: &VerifyingKey, root_key: &SigningKey, period: Period) -> Result<Vec<u8>, CertificateError> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    if module_id.is_empty() || module_id.len() > MAX_COMMON_NAME_BYTES || !module_id.bytes().all(allowed) {
-        return Err(CertificateError::Name(module_id.to_owned()));
+fn key_of(certificate: &x509_cert::Certificate) -> Result<VerifyingKey, CertificateFault> {
+    let info = certificate.tbs_certificate().subject_public_key_info();
+    let curve = info.algorithm.parameters.as_ref().and_then(|parameters| parameters.decode_as::<ObjectIdentifier>().ok());
+    if info.algorithm.oid != EC_PUBLIC_KEY || curve != Some(SECP384R1) {
+        return Err(CertificateFault::Curve);
     }
-    issue(Place::Leaf { subject: name(module_id)?, issuer: root_name()? }, key, root_key, period)
+    let point = info.subject_public_key.as_bytes().ok_or(CertificateFault::Curve)?;
+    VerifyingKey::from_sec1_bytes(point).map_err(|_| CertificateFault::Curve)
 }
 
-fn issue(place: Place, key: &VerifyingKey, issuer_key: &SigningKey, period: Period) -> Result<Vec<u8>, CertificateError> {
-    let serial: [u8; 16] = <[u8; 16]>::try_generate().map_err(|error| CertificateError::Random(error.to_string()))?;
-    let serial = SerialNumber::new(&serial).map_err(build)?;
-    let validity = Validity::new(time(period.from_ms)?, time(period.until_ms)?);
-    let key = SubjectPublicKeyInfoOwned::from_key(key).map_err(build)?;
-    let builder = CertificateBuilder::new(place, serial, validity, key).map_err(build)?;
-    let certificate = builder.build::<_, DerSignature>(issuer_key).map_err(build)?;
-    certificate.to_der().map_err(build)
+fn moment(time: x509_cert::time::Time) -> Timestamp {
+    Timestamp(time.to_unix_duration().as_secs().saturating_mul(1000))
 }
 
-fn root_name() -> Result<Name, CertificateError> {
-    name("Nitroxide local root")
+fn shown(name: &Name) -> String {
+    printable(&name.to_string())
 }
 
-/// `common_name` holds no character that RFC 4514 gives a meaning.
-fn name(common_name: &str) -> Result<Name, CertificateError> {
-    // The string form is written most specific first (RFC 4514 section 2.1), the encoded form the other way round.
-    Name::from_str(&format!("CN={common_name},{ORGANISATION}")).map_err(build)
-}
-
-fn time(ms: u64) -> Result<Time, CertificateError> {
-    DateTime::from_unix_duration(Duration::from_secs(ms / 1000)).map(Time::from).map_err(|_| CertificateError::Date(ms))
-}
-
-fn build(error: impl std::fmt::Display) -> CertificateError {
-    CertificateError::Build(error.to_string())
+/// Names come from others and end on terminals.
+fn printable(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }

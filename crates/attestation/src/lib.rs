@@ -1,18 +1,35 @@
-//! Attestation documents: made, signed and (later) verified. A library of its own, without a device or an enclave.
+//! Attestation documents: made, signed and verified. A library of its own, without a device or an enclave.
 //!
-//! A document is an untagged COSE_Sign1 (RFC 9052 section 4.2) with ES384 (RFC 9053 section 2.1) around a CBOR map of nine
-//! fields. [`Payload`] is that map, [`cose`] the envelope, [`Signer`] a P-384 key made at launch together with the certificate
-//! chain that vouches for it. The chain is local: its names say "not AWS", and no verifier that trusts only AWS's root accepts it.
+//! A document is a COSE_Sign1 (RFC 9052 section 4.2) with ES384 (RFC 9053 section 2.1) around a CBOR map of nine fields. [`Payload`] writes
+//! that map and [`Document`] reads it, [`cose`] is the envelope. [`Signer`] signs below the user's local [`Pki`], whose names say "not
+//! AWS" in a chain of AWS's shape; [`Verifier`] tells whose a document is, AWS's own included.
 //!
-//! Used by `nitroxide-nsm`. A local PKI with AWS's five levels and a verifier will stand beside these modules. Description: docs/nsm.md.
+//! Used by `nitroxide-nsm` (signing) and `nitroxide attestation` (the rest). Description: docs/attestation.md.
 
 #![forbid(unsafe_code)]
 
+mod authority;
 mod certificate;
+mod chain;
 pub mod cose;
+mod document;
+mod import;
+mod issue;
+mod keyfile;
+mod level;
 mod payload;
+mod pki;
 mod signer;
+mod verify;
 
-pub use certificate::CertificateError;
+pub use certificate::{Certificate, CertificateFault, Timestamp};
+pub use chain::Place;
+pub use document::{Document, DocumentError, MAX_FIELD_BYTES, MAX_PCRS};
+pub use import::ImportError;
+pub use issue::CertificateError;
+pub use keyfile::{KeyFileError, MAX_PEM_BYTES, to_pem};
+pub use level::LEAF_VALIDITY_MS;
 pub use payload::{DIGEST_NAME, PCR_BYTES, Payload, Pcr};
-pub use signer::{Claims, LEAF_VALIDITY_MS, Signer, SignerError};
+pub use pki::{Pki, PkiError};
+pub use signer::{Claims, Signer, SignerError};
+pub use verify::{AWS_ROOT_FINGERPRINT, At, RootKind, TrustedRoot, Verified, Verifier, VerifyError};

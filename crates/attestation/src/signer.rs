@@ -1,31 +1,25 @@
 //! The signing identity of one NSM: a key made at launch, its certificates, and documents signed with it.
 //!
-//! [`Signer::local`] makes key, root and leaf; [`Signer::document`] signs a payload of [`crate::Payload`] in the envelope of
-//! [`crate::cose`]. Nothing is written to disk: the keys end with the value.
+//! [`crate::Pki::signer`] makes one below the user's own PKI, [`Signer::local`] one below a root that ends with it. [`Signer::document`]
+//! signs a payload of [`crate::Payload`] in the envelope of [`crate::cose`]. The leaf's key is never written to disk.
 
-use crate::certificate::{self, CertificateError, Period};
+use crate::authority::{self, Authority};
+use crate::certificate::{Certificate, Timestamp};
 use crate::cose;
+use crate::issue::{self, CertificateError, Link};
+use crate::level::{Level, Period};
 use crate::payload::{Payload, Pcr};
+use crate::pki::{Pki, PkiError};
 use p384::ecdsa::SigningKey;
 use std::fmt;
-
-/// How long a leaf certificate counts, in milliseconds: 3 hours and 3 seconds, as in genuine documents.
-pub const LEAF_VALIDITY_MS: u64 = (3 * 60 * 60 + 3) * 1000;
-
-/// A leaf is issued anew when less than this is left of it, so that whoever gets a document has time to look at it.
-const LEAF_RENEWAL_MS: u64 = 60 * 60 * 1000;
-
-/// Certificates begin this much before they are made, because the verifier's clock may be behind.
-const CLOCK_SKEW_MS: u64 = 3_000;
-
-/// How long the root counts: 30 years, as AWS's does.
-const ROOT_VALIDITY_MS: u64 = 30 * 365 * 24 * 60 * 60 * 1000;
 
 /// Why a signer could not be made or a document not be signed.
 #[derive(Debug, thiserror::Error, displaydoc::Display)]
 pub enum SignerError {
     /// The certificate of the attestation key could not be made.
     Certificate(#[from] CertificateError),
+    /// The local PKI cannot be used.
+    Pki(#[from] PkiError),
     /// The document could not be signed.
     Signature(#[source] p384::ecdsa::Error),
 }
@@ -43,32 +37,68 @@ pub struct Claims<'a> {
     pub nonce: Option<&'a [u8]>,
 }
 
-/// A P-384 key with a certificate chain: root (in the bundle) and leaf.
+/// A P-384 key with a certificate chain of five levels: root, region, zone and instance (in the bundle), and leaf.
 ///
-/// The root is made with it and known to nobody else; its documents prove that they come from one and the same signer, no more.
+/// Every document is good at the moment of its signing, however long the signer lives and whatever the clock does: the leaf is issued
+/// anew when less than an hour of it is left, and what is above it before a leaf would outlast it.
 #[derive(Clone)]
 pub struct Signer {
     module_id: String,
     key: SigningKey,
-    root_key: SigningKey,
+    source: Source,
     cabundle: Vec<Vec<u8>>,
     leaf: Vec<u8>,
     leaf_period: Period,
+    /// When the last certificate above the leaf ends.
+    issuer_ends: Timestamp,
+}
+
+/// Where the certificates above the leaf come from.
+#[derive(Clone)]
+enum Source {
+    /// Made with the signer and known to nobody else.
+    Memory(Box<Memory>),
+    /// The files of a PKI.
+    Files(Pki),
+}
+
+#[derive(Clone)]
+struct Memory {
+    authority: Authority,
+    links: Vec<Link>,
+}
+
+/// Who signs leaf certificates now.
+pub(crate) struct Issuing {
+    /// Root first; the last is the issuer's.
+    pub(crate) bundle: Vec<Certificate>,
+    pub(crate) issuer: Link,
 }
 
 impl Signer {
-    /// Makes keys and certificates for `module_id`. `now_ms`: milliseconds since 1970-01-01 UTC.
+    /// A signer below a root that is made with it and ends with it: for tests and programs without a home.
+    ///
+    /// `module_id`: up to 50 ASCII letters, digits, `-`, `.` or `_`. `now_ms`: milliseconds since 1970-01-01 UTC.
     ///
     /// # Errors
     ///
     /// [`SignerError::Certificate`] if the name or the date cannot stand in a certificate, or there is no randomness.
     pub fn local(module_id: impl Into<String>, now_ms: u64) -> Result<Self, SignerError> {
-        let module_id = module_id.into();
-        let (key, root_key) = (certificate::new_key()?, certificate::new_key()?);
-        let from_ms = now_ms.saturating_sub(CLOCK_SKEW_MS);
-        let root = certificate::root(&root_key, Period { from_ms, until_ms: now_ms.saturating_add(ROOT_VALIDITY_MS) })?;
-        let (leaf, leaf_period) = issue_leaf(&module_id, &key, &root_key, now_ms)?;
-        Ok(Self { module_id, key, root_key, cabundle: vec![root], leaf, leaf_period })
+        let memory = Memory { authority: Authority::new_root(Timestamp(now_ms))?, links: Vec::new() };
+        Self::new(module_id.into(), Source::Memory(Box::new(memory)), Timestamp(now_ms))
+    }
+
+    pub(crate) fn of_pki(module_id: String, pki: Pki, now: Timestamp) -> Result<Self, SignerError> {
+        Self::new(module_id, Source::Files(pki), now)
+    }
+
+    fn new(module_id: String, source: Source, now: Timestamp) -> Result<Self, SignerError> {
+        issue::check_names(&module_id)?;
+        let none = Period { begins: now, ends: now };
+        let key = issue::new_key()?;
+        let mut signer = Self { module_id, key, source, cabundle: Vec::new(), leaf: Vec::new(), leaf_period: none, issuer_ends: now };
+        signer.renew(now)?;
+        Ok(signer)
     }
 
     /// The name that stands in every document and in the leaf certificate.
@@ -83,15 +113,23 @@ impl Signer {
         self.cabundle.first().map_or(&[], Vec::as_slice)
     }
 
-    /// Signs a document. `now_ms`: milliseconds since 1970-01-01 UTC; the leaf is issued anew when it does not cover it.
+    /// Signs a document. `now_ms`: milliseconds since 1970-01-01 UTC; certificates that do not cover it are issued anew.
     ///
     /// # Errors
     ///
-    /// [`SignerError`] if a new leaf or the signature cannot be made.
+    /// [`SignerError`] if a new leaf or the signature cannot be made. A PKI that cannot be used is an error only once the leaf has ended.
     pub fn document(&mut self, now_ms: u64, claims: &Claims<'_>) -> Result<Vec<u8>, SignerError> {
-        let Period { from_ms, until_ms } = self.leaf_period;
-        if now_ms < from_ms || now_ms.saturating_add(LEAF_RENEWAL_MS) > until_ms {
-            (self.leaf, self.leaf_period) = issue_leaf(&self.module_id, &self.key, &self.root_key, now_ms)?;
+        let now = Timestamp(now_ms);
+        if self.leaf_period.is_due(Level::Leaf, now, self.issuer_ends)
+            && let Err(error) = self.renew(now)
+        {
+            if !self.leaf_period.covers(now) {
+                return Err(error);
+            }
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "The attestation certificate could not be renewed; the old one still counts"
+            );
         }
         let payload = Payload {
             module_id: &self.module_id,
@@ -105,6 +143,40 @@ impl Signer {
         };
         cose::sign1(&self.key, &payload.encode()).map_err(SignerError::Signature)
     }
+
+    fn renew(&mut self, now: Timestamp) -> Result<(), SignerError> {
+        let instance = issue::instance_of(&self.module_id);
+        let Issuing { bundle, issuer } = match &mut self.source {
+            Source::Memory(memory) => memory.issuing(instance, now)?,
+            Source::Files(pki) => pki.issuing(instance, now)?,
+        };
+        let leaf = issue::leaf(&self.module_id, self.key.verifying_key(), &issuer, now)?;
+        self.leaf_period = Period { begins: leaf.begins(), ends: leaf.ends() };
+        self.leaf = leaf.der().to_vec();
+        self.issuer_ends = issuer.certificate.ends();
+        self.cabundle = bundle.iter().map(|certificate| certificate.der().to_vec()).collect();
+        Ok(())
+    }
+}
+
+impl Memory {
+    fn issuing(&mut self, instance: &str, now: Timestamp) -> Result<Issuing, CertificateError> {
+        if self.authority.lapsed(now).is_some() {
+            // Nobody holds it, so nobody misses it.
+            self.authority = Authority::new_root(now)?;
+        }
+        let mut kept: Vec<_> = self.links.drain(..).map(Some).collect();
+        kept.resize_with(self.authority.levels().len(), || None);
+        self.links = authority::complete(&self.authority, kept, instance, now)?.links;
+        Ok(Issuing::new(&self.authority, &self.links))
+    }
+}
+
+impl Issuing {
+    pub(crate) fn new(authority: &Authority, links: &[Link]) -> Self {
+        let bundle = authority.certificates().chain(links.iter().map(|link| &link.certificate)).cloned().collect();
+        Self { bundle, issuer: links.last().unwrap_or(&authority.link).clone() }
+    }
 }
 
 impl fmt::Debug for Signer {
@@ -112,10 +184,4 @@ impl fmt::Debug for Signer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Signer").field("module_id", &self.module_id).finish_non_exhaustive()
     }
-}
-
-fn issue_leaf(module_id: &str, key: &SigningKey, root_key: &SigningKey, now_ms: u64) -> Result<(Vec<u8>, Period), CertificateError> {
-    let from_ms = now_ms.saturating_sub(CLOCK_SKEW_MS);
-    let period = Period { from_ms, until_ms: from_ms.saturating_add(LEAF_VALIDITY_MS) };
-    Ok((certificate::leaf(module_id, key.verifying_key(), root_key, period)?, period))
 }

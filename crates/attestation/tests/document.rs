@@ -33,9 +33,10 @@ fn certificate(document: &[u8]) -> Certificate {
     Certificate::from_der(&field(document, "certificate").into_bytes().unwrap()).unwrap()
 }
 
-fn root(document: &[u8]) -> Certificate {
+/// The certificates of the bundle, root first.
+fn bundle(document: &[u8]) -> Vec<Certificate> {
     let bundle = field(document, "cabundle").into_array().unwrap();
-    Certificate::from_der(bundle[0].as_bytes().unwrap()).unwrap()
+    bundle.iter().map(|der| Certificate::from_der(der.as_bytes().unwrap()).unwrap()).collect()
 }
 
 fn key_of(certificate: &Certificate) -> VerifyingKey {
@@ -94,11 +95,16 @@ fn the_payload_says_what_was_claimed() {
 fn the_chain_leads_from_a_root_that_says_it_is_not_aws_to_the_leaf() {
     let mut signer = Signer::local(MODULE_ID, NOW_MS).unwrap();
     let document = signer.document(NOW_MS, &Claims::default()).unwrap();
-    let (leaf, root) = (certificate(&document), root(&document));
-    assert_signed_by(&root, &root);
-    assert_signed_by(&leaf, &root);
+    let (leaf, bundle) = (certificate(&document), bundle(&document));
+    assert_eq!(bundle.len(), 4);
+    let root = &bundle[0];
+    assert_signed_by(root, root);
+    for pair in bundle.windows(2) {
+        assert_signed_by(&pair[1], &pair[0]);
+    }
+    assert_signed_by(&leaf, &bundle[3]);
     assert_eq!(root.to_der().unwrap(), signer.root());
-    for certificate in [&leaf, &root] {
+    for certificate in bundle.iter().chain([&leaf]) {
         let subject = certificate.tbs_certificate().subject().to_string();
         assert!(subject.contains("not AWS") && subject.contains("Nitroxide"), "{subject}");
         assert!(!subject.contains("Amazon") && !subject.contains("nitro-enclaves"), "{subject}");
@@ -131,7 +137,7 @@ fn the_leaf_covers_every_documents_time_under_the_same_key() {
 fn two_signers_share_neither_key_nor_root() {
     let documents = [(); 2].map(|()| Signer::local(MODULE_ID, NOW_MS).unwrap().document(NOW_MS, &Claims::default()).unwrap());
     assert_ne!(key_of(&certificate(&documents[0])), key_of(&certificate(&documents[1])));
-    assert_ne!(root(&documents[0]), root(&documents[1]));
+    assert_ne!(bundle(&documents[0])[0], bundle(&documents[1])[0]);
 }
 
 #[test]

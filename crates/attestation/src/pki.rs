@@ -1,0 +1,342 @@
+//! The local PKI: a root of this user, made at first use, and the levels below it, in a folder of files.
+//!
+//! [`Pki`] names the folder. Whoever needs a signer locks the folder, reads the files, makes what is missing or due and writes it: each file
+//! holds a certificate with its key, is written beside its place and renamed into it, so that a crash at any moment leaves whole files.
+//! Any number of processes may do so at once; they end with one root. What is there but cannot be used is an error that says so: an existing
+//! root is never replaced by itself. [`crate::import`] sets a root or intermediate of the user's own.
+
+use crate::authority::{self, Authority};
+use crate::certificate::{Certificate, CertificateFault, Timestamp};
+use crate::import::{self, ImportError};
+use crate::issue::{CertificateError, Link};
+use crate::keyfile::{KeyFile, KeyFileError, MAX_PEM_BYTES};
+use crate::level::Level;
+use crate::signer::{Issuing, Signer, SignerError};
+use rustix::fs::FlockOperation;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// The file with the root, or with what was imported.
+const AUTHORITY: &str = "authority.pem";
+/// Held while files are read (shared) or written (alone).
+const LOCK: &str = "lock";
+
+/// Why a PKI cannot be used.
+#[derive(Debug, thiserror::Error, displaydoc::Display)]
+pub enum PkiError {
+    /// There is no place for the local PKI: neither XDG_DATA_HOME nor HOME is set to an absolute path; set one of them.
+    NoHome,
+    /// {path} of the local PKI cannot be used ({doing}).
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// The system's reason.
+        #[source]
+        error: io::Error,
+    },
+    /// {path} of the local PKI belongs to user {owner}, not to user {user} who runs this; give it to the right user, or set XDG_DATA_HOME to another place.
+    Owner {
+        /// Which.
+        path: PathBuf,
+        /// User id.
+        owner: u32,
+        /// User id.
+        user: u32,
+    },
+    /// {path} of the local PKI has mode {mode:04o}, so others may have read its keys; if not, run `chmod {wanted:04o}` on it; else remove the folder, and a new root is made.
+    Mode {
+        /// Which.
+        path: PathBuf,
+        /// Permission bits.
+        mode: u32,
+        /// Permission bits.
+        wanted: u32,
+    },
+    /// {path} of the local PKI is damaged; put back a copy of it, or remove {remove} to have it made anew.
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// What to remove.
+        remove: String,
+        /// What is wrong.
+        #[source]
+        error: KeyFileError,
+    },
+    /// {path} of the local PKI holds certificates and a key that do not belong together; put back a copy of it, or remove {remove} to have it made anew.
+    Pieces {
+        /// Which.
+        path: PathBuf,
+        /// What to remove.
+        remove: String,
+    },
+    /// {path} of the local PKI is missing, while certificates below it are there; put back a copy of it, or remove the folder to begin with a new root.
+    NoAuthority {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The certificate `{subject}` in {path} does not count at this time; set the clock right, import another authority, or remove the folder to begin with a new root.
+    Lapsed {
+        /// Whose.
+        subject: String,
+        /// Where.
+        path: PathBuf,
+        /// Too early or too late.
+        #[source]
+        fault: CertificateFault,
+    },
+    /// The local PKI has a root already, and documents below it would no longer verify; say that it is to be replaced if you mean it.
+    Exists,
+    /// The certificate cannot be imported.
+    Import(#[from] ImportError),
+    /// A certificate of the local PKI could not be made.
+    Certificate(#[from] CertificateError),
+}
+
+/// The folder of a local PKI. Making a value does nothing yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pki {
+    folder: PathBuf,
+}
+
+impl Pki {
+    /// The PKI in a folder, which need not exist.
+    #[must_use]
+    pub fn at(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// The user's own: `$XDG_DATA_HOME/nitroxide/pki`, else `~/.local/share/nitroxide/pki`.
+    ///
+    /// # Errors
+    ///
+    /// [`PkiError::NoHome`] if neither variable holds an absolute path.
+    pub fn of_user() -> Result<Self, PkiError> {
+        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let data = absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")));
+        Ok(Self::at(data.ok_or(PkiError::NoHome)?.join("nitroxide/pki")))
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A signer below this PKI, which is made if it is not there. `module_id`: parent instance, `-enc`, enclave as 16 hex digits.
+    /// `now_ms`: milliseconds since 1970-01-01 UTC.
+    ///
+    /// # Errors
+    ///
+    /// [`SignerError::Pki`] if the files cannot be used, [`SignerError::Certificate`] for a name that cannot stand in a certificate.
+    pub fn signer(&self, module_id: impl Into<String>, now_ms: u64) -> Result<Signer, SignerError> {
+        Signer::of_pki(module_id.into(), self.clone(), Timestamp(now_ms))
+    }
+
+    /// The root; it is made if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`PkiError`] if the files cannot be used.
+    pub fn root(&self, now_ms: u64) -> Result<Certificate, PkiError> {
+        if let Some(root) = self.existing_root()? {
+            return Ok(root);
+        }
+        self.make_folder()?;
+        let _alone = self.lock(FlockOperation::LockExclusive)?;
+        Ok(self.authority_or_new(Timestamp(now_ms))?.root().clone())
+    }
+
+    /// The root if there is one: verifying makes none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::root`].
+    pub fn existing_root(&self) -> Result<Option<Certificate>, PkiError> {
+        if !self.folder_exists()? {
+            return Ok(None);
+        }
+        let _shared = self.lock(FlockOperation::LockShared)?;
+        Ok(self.authority()?.map(|authority| authority.root().clone()))
+    }
+
+    /// Sets an authority of the user's own: PEM of its certificate with all those above it, up to the root, and of its key. Returns the root.
+    ///
+    /// With `replace`, what is there goes; without, it stays and this is an error.
+    ///
+    /// # Errors
+    ///
+    /// [`PkiError::Import`] says what does not fit, [`PkiError::Exists`] that there is one.
+    pub fn import(&self, certificates: &[u8], key: &[u8], replace: bool, now_ms: u64) -> Result<Certificate, PkiError> {
+        let authority = import::authority(certificates, key, Timestamp(now_ms))?;
+        self.make_folder()?;
+        let _alone = self.lock(FlockOperation::LockExclusive)?;
+        if !replace && self.path(AUTHORITY).exists() {
+            return Err(PkiError::Exists);
+        }
+        self.write_authority(&authority)?;
+        Ok(authority.root().clone())
+    }
+
+    /// Who signs leaf certificates of an instance now; what is missing or due is made and written.
+    pub(crate) fn issuing(&self, instance: &str, now: Timestamp) -> Result<Issuing, PkiError> {
+        if self.folder_exists()? {
+            let _shared = self.lock(FlockOperation::LockShared)?;
+            if let Some(authority) = self.authority()? {
+                self.check_authority(&authority, now)?;
+                let completed = authority::complete(&authority, self.links(&authority, instance)?, instance, now)?;
+                if completed.kept == completed.links.len() {
+                    return Ok(Issuing::new(&authority, &completed.links));
+                }
+            }
+        }
+        self.make_folder()?;
+        let _alone = self.lock(FlockOperation::LockExclusive)?;
+        // Another process may have been faster: everything is read again.
+        let authority = self.authority_or_new(now)?;
+        self.check_authority(&authority, now)?;
+        let completed = authority::complete(&authority, self.links(&authority, instance)?, instance, now)?;
+        for (level, link) in authority.levels().iter().zip(&completed.links).skip(completed.kept) {
+            self.write(&file_name(*level, instance), &KeyFile::write([&link.certificate], &link.key))?;
+        }
+        Ok(Issuing::new(&authority, &completed.links))
+    }
+
+    fn check_authority(&self, authority: &Authority, now: Timestamp) -> Result<(), PkiError> {
+        let Some(certificate) = authority.lapsed(now) else { return Ok(()) };
+        let fault = certificate.check_period(now).err().unwrap_or(CertificateFault::Version);
+        Err(PkiError::Lapsed { subject: certificate.subject(), path: self.path(AUTHORITY), fault })
+    }
+
+    fn authority_or_new(&self, now: Timestamp) -> Result<Authority, PkiError> {
+        if let Some(authority) = self.authority()? {
+            return Ok(authority);
+        }
+        let authority = Authority::new_root(now)?;
+        self.write_authority(&authority)?;
+        Ok(authority)
+    }
+
+    fn write_authority(&self, authority: &Authority) -> Result<(), PkiError> {
+        self.write(AUTHORITY, &KeyFile::write(authority.certificates(), &authority.link.key))
+    }
+
+    /// The authority as it is in its file.
+    fn authority(&self) -> Result<Option<Authority>, PkiError> {
+        let remove = || format!("the folder {}", self.folder.display());
+        let Some(KeyFile { mut certificates, key }) = self.read(AUTHORITY, remove())? else {
+            let orphans = [Level::Region, Level::Zonal].into_iter().any(|level| self.path(&file_name(level, "")).exists());
+            return if orphans { Err(PkiError::NoAuthority { path: self.path(AUTHORITY) }) } else { Ok(None) };
+        };
+        let missing = |error| PkiError::Content { path: self.path(AUTHORITY), remove: remove(), error };
+        let certificate = certificates.pop().ok_or_else(|| missing(KeyFileError::NoCertificate))?;
+        let key = key.ok_or_else(|| missing(KeyFileError::NoKey))?;
+        if certificate.key() != key.verifying_key() {
+            return Err(PkiError::Pieces { path: self.path(AUTHORITY), remove: remove() });
+        }
+        Ok(Some(Authority { above: certificates, link: Link { certificate, key } }))
+    }
+
+    /// The levels below, as far as there are files. Whether they belong to this authority is not looked at here.
+    fn links(&self, authority: &Authority, instance: &str) -> Result<Vec<Option<Link>>, PkiError> {
+        authority.levels().iter().map(|level| self.link(&file_name(*level, instance))).collect()
+    }
+
+    fn link(&self, name: &str) -> Result<Option<Link>, PkiError> {
+        let remove = || "it".to_owned();
+        let Some(KeyFile { mut certificates, key }) = self.read(name, remove())? else { return Ok(None) };
+        let missing = |error| PkiError::Content { path: self.path(name), remove: remove(), error };
+        let certificate = certificates.pop().ok_or_else(|| missing(KeyFileError::NoCertificate))?;
+        let key = key.ok_or_else(|| missing(KeyFileError::NoKey))?;
+        if certificate.key() != key.verifying_key() || !certificates.is_empty() {
+            return Err(PkiError::Pieces { path: self.path(name), remove: remove() });
+        }
+        Ok(Some(Link { certificate, key }))
+    }
+
+    fn read(&self, name: &str, remove: String) -> Result<Option<KeyFile>, PkiError> {
+        let path = self.path(name);
+        let failed = |error| PkiError::File { path: path.clone(), doing: "reading", error };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        check_access(&path, &file.metadata().map_err(failed)?, 0o600)?;
+        let mut text = Vec::new();
+        file.take(MAX_PEM_BYTES as u64 + 1).read_to_end(&mut text).map_err(failed)?;
+        KeyFile::parse(&text).map(Some).map_err(|error| PkiError::Content { path: path.clone(), remove, error })
+    }
+
+    /// Writes a file beside its place and renames it into it. The folder is locked, so nobody else does the same.
+    fn write(&self, name: &str, text: &str) -> Result<(), PkiError> {
+        let (path, new) = (self.path(name), self.path(&format!("{name}.new")));
+        let failed = |error| PkiError::File { path: path.clone(), doing: "writing", error };
+        // What a crash left behind, whatever its mode.
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(failed)?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+        std::fs::rename(&new, &path).map_err(failed)?;
+        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    }
+
+    fn make_folder(&self) -> Result<(), PkiError> {
+        let failed = |error| PkiError::File { path: self.folder.clone(), doing: "making the folder", error };
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(failed)?;
+        self.folder_exists().map(|_| ())
+    }
+
+    /// Whether the folder is there; an error if it is not ours alone.
+    fn folder_exists(&self) -> Result<bool, PkiError> {
+        match std::fs::metadata(&self.folder) {
+            Ok(metadata) => check_access(&self.folder, &metadata, 0o700).map(|()| true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(PkiError::File { path: self.folder.clone(), doing: "looking at it", error }),
+        }
+    }
+
+    fn lock(&self, how: FlockOperation) -> Result<File, PkiError> {
+        let path = self.path(LOCK);
+        let failed = |error| PkiError::File { path: path.clone(), doing: "locking", error };
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+        loop {
+            match rustix::fs::flock(&file, how) {
+                Ok(()) => return Ok(file),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+/// `instance` has been checked to be a name that is no path ([`crate::issue::check_names`]).
+fn file_name(level: Level, instance: &str) -> String {
+    match level {
+        Level::Root | Level::Leaf => AUTHORITY.to_owned(),
+        Level::Region => "region.pem".to_owned(),
+        Level::Zonal => "zonal.pem".to_owned(),
+        Level::Instance => format!("instance-{instance}.pem"),
+    }
+}
+
+fn check_access(path: &Path, metadata: &std::fs::Metadata, wanted: u32) -> Result<(), PkiError> {
+    let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if owner != user {
+        return Err(PkiError::Owner { path: path.to_path_buf(), owner, user });
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(PkiError::Mode { path: path.to_path_buf(), mode, wanted });
+    }
+    Ok(())
+}
