@@ -9,12 +9,13 @@ use crate::test::Steps;
 use crate::{guest, kmod, setup};
 
 /// The benchmarks: package, target, what it measures.
-const BENCHES: [(&str, &str, &str); 12] = [
+const BENCHES: [(&str, &str, &str); 13] = [
     ("nitroxide-eif", "measure", "measuring an image beside raw SHA-384"),
     ("nitroxide-device", "device_command", "a command of the device"),
     ("nitroxide-enclave", "donate", "512 MiB of a parent VM given to an enclave"),
     ("nitroxide-nsm", "requests", "an NSM request"),
     ("nitroxide-nsm", "documents", "attestation documents as a real guest gets them"),
+    ("nitroxide-attestation", "document", "an attestation document beside one bare signature"),
     ("nitroxide-vsock", "device", "the vsock device without a guest"),
     ("nitroxide-vsock", "throughput", "vsock throughput and round trip of a real guest"),
     ("nitroxide-cli", "launch", "a launch, split into our share, QEMU's and the guest kernel's"),

@@ -7,6 +7,7 @@ use p384::ecdsa::signature::Verifier as _;
 use p384::ecdsa::{DerSignature, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 use x509_cert::certificate::Version;
 use x509_cert::der::asn1::ObjectIdentifier;
@@ -90,6 +91,20 @@ pub struct Timestamp(
     /// The milliseconds.
     pub u64,
 );
+
+impl FromStr for Timestamp {
+    type Err = NoTimestamp;
+
+    /// Reads a time in UTC as RFC 3339 has it, in whole seconds: `2024-12-13T07:37:58Z`.
+    fn from_str(text: &str) -> Result<Self, NoTimestamp> {
+        let date = text.parse::<DateTime>().map_err(|_| NoTimestamp)?;
+        Ok(Self(date.unix_duration().as_secs().saturating_mul(1000)))
+    }
+}
+
+/// The text is not a time in UTC like `2024-12-13T07:37:58Z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
+pub struct NoTimestamp;
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -363,4 +378,58 @@ fn shown(name: &Name) -> String {
 /// Names come from others and end on terminals.
 fn printable(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GENUINE: &[u8] = include_bytes!("../tests/data/aws-nitro-enclaves-root.der");
+
+    /// The root with some bytes replaced by as many others.
+    fn with(from: &[u8], to: &[u8]) -> Result<Certificate, CertificateFault> {
+        assert_eq!(from.len(), to.len());
+        let at = GENUINE.windows(from.len()).position(|part| part == from).unwrap();
+        let mut der = GENUINE.to_vec();
+        der[at..at + to.len()].copy_from_slice(to);
+        Certificate::from_der(&der)
+    }
+
+    #[test]
+    fn awss_root_is_read() {
+        let root = Certificate::from_der(GENUINE).unwrap();
+        assert_eq!(root.common_name(), "aws.nitro-enclaves");
+        assert_eq!((root.begins().to_string(), root.ends().to_string()), ("2019-10-28T13:28:05Z".into(), "2049-10-28T14:28:05Z".into()));
+        assert!(root.is_authority() && root.is_self_issued() && root.path_length().is_none());
+        assert_eq!(hex::encode(root.serial()), "f93175681b90afe11d46ccb4e4e7f856");
+        root.check_signature(&root).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_judged_is_refused_with_its_reason() {
+        // Key usage (2.5.29.15) becomes 2.5.29.60, which nobody knows and which is still critical.
+        let unknown = with(&[0x55, 0x1d, 0x0f, 0x01, 0x01, 0xff], &[0x55, 0x1d, 0x3c, 0x01, 0x01, 0xff]).unwrap_err();
+        assert_eq!(unknown, CertificateFault::UnknownCriticalExtension("2.5.29.60".into()));
+        // The subject key identifier becomes a second key usage.
+        let twice = with(&[0x55, 0x1d, 0x0e, 0x04, 0x16], &[0x55, 0x1d, 0x0f, 0x04, 0x16]).unwrap_err();
+        assert!(matches!(twice, CertificateFault::RepeatedExtension(_) | CertificateFault::Extension { .. }), "{twice}");
+        // secp384r1 becomes secp521r1; ecdsa-with-SHA384 becomes -SHA512; version 3 becomes 2.
+        assert_eq!(with(&[0x2b, 0x81, 0x04, 0x00, 0x22], &[0x2b, 0x81, 0x04, 0x00, 0x23]).unwrap_err(), CertificateFault::Curve);
+        let algorithm = with(&[0x3d, 0x04, 0x03, 0x03, 0x30, 0x49], &[0x3d, 0x04, 0x03, 0x04, 0x30, 0x49]).unwrap_err();
+        assert!(matches!(algorithm, CertificateFault::Algorithm(_)), "{algorithm}");
+        assert_eq!(with(&[0xa0, 0x03, 0x02, 0x01, 0x02], &[0xa0, 0x03, 0x02, 0x01, 0x01]).unwrap_err(), CertificateFault::Version);
+        // A point that is not on the curve.
+        assert_eq!(with(&[0x04, 0xfc, 0x02, 0x54], &[0x04, 0xfc, 0x02, 0x55]).unwrap_err(), CertificateFault::Curve);
+        let mut longer = GENUINE.to_vec();
+        longer.push(0);
+        assert!(matches!(Certificate::from_der(&longer), Err(CertificateFault::Malformed(_))));
+        assert!(matches!(Certificate::from_der(&[]), Err(CertificateFault::Malformed(_))));
+    }
+
+    #[test]
+    fn names_do_not_steer_a_terminal() {
+        let name = with(b"aws.nitro-enclaves", b"aws\x1b[31m\x07-enclaves").unwrap();
+        assert!(!name.subject().contains(|character: char| character.is_control()), "{}", name.subject());
+        assert!(!name.common_name().contains('\u{1b}'));
+    }
 }

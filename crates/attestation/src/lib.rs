@@ -22,7 +22,7 @@ mod pki;
 mod signer;
 mod verify;
 
-pub use certificate::{Certificate, CertificateFault, Timestamp};
+pub use certificate::{Certificate, CertificateFault, NoTimestamp, Timestamp};
 pub use chain::Place;
 pub use document::{Document, DocumentError, MAX_FIELD_BYTES, MAX_PCRS};
 pub use import::ImportError;

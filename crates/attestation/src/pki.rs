@@ -136,6 +136,15 @@ impl Pki {
         Signer::of_pki(module_id.into(), self.clone(), Timestamp(now_ms))
     }
 
+    /// As [`Self::signer`], for a PKI that cannot be used now: each document tries it again, and fails as long as that goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`SignerError::Certificate`] for a name that cannot stand in a certificate, or without randomness.
+    pub fn signer_later(&self, module_id: impl Into<String>) -> Result<Signer, SignerError> {
+        Signer::of_pki_later(module_id.into(), self.clone())
+    }
+
     /// The root; it is made if there is none.
     ///
     /// # Errors

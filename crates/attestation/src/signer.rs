@@ -92,13 +92,22 @@ impl Signer {
         Self::new(module_id, Source::Files(pki), now)
     }
 
+    pub(crate) fn of_pki_later(module_id: String, pki: Pki) -> Result<Self, SignerError> {
+        Self::without_leaf(module_id, Source::Files(pki))
+    }
+
     fn new(module_id: String, source: Source, now: Timestamp) -> Result<Self, SignerError> {
-        issue::check_names(&module_id)?;
-        let none = Period { begins: now, ends: now };
-        let key = issue::new_key()?;
-        let mut signer = Self { module_id, key, source, cabundle: Vec::new(), leaf: Vec::new(), leaf_period: none, issuer_ends: now };
+        let mut signer = Self::without_leaf(module_id, source)?;
         signer.renew(now)?;
         Ok(signer)
+    }
+
+    fn without_leaf(module_id: String, source: Source) -> Result<Self, SignerError> {
+        issue::check_names(&module_id)?;
+        // Covers no moment, so that the first document makes the leaf.
+        let never = Period { begins: Timestamp(u64::MAX), ends: Timestamp(0) };
+        let key = issue::new_key()?;
+        Ok(Self { module_id, key, source, cabundle: Vec::new(), leaf: Vec::new(), leaf_period: never, issuer_ends: Timestamp(0) })
     }
 
     /// The name that stands in every document and in the leaf certificate.
@@ -107,7 +116,7 @@ impl Signer {
         &self.module_id
     }
 
-    /// The certificate (DER) that a verifier has to trust.
+    /// The certificate (DER) that a verifier has to trust; empty as long as a signer made for later has none.
     #[must_use]
     pub fn root(&self) -> &[u8] {
         self.cabundle.first().map_or(&[], Vec::as_slice)

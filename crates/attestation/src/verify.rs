@@ -8,6 +8,7 @@ use crate::certificate::{Certificate, CertificateFault, Timestamp};
 use crate::chain::{self, ChainFault, Place};
 use crate::cose::{Envelope, EnvelopeError};
 use crate::document::{Document, DocumentError};
+use crate::keyfile::{KeyFile, KeyFileError};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -61,6 +62,21 @@ impl TrustedRoot {
     #[must_use]
     pub fn given(der: &[u8]) -> Self {
         Self::of(RootKind::Given, der)
+    }
+
+    /// The roots in a file of the caller's: one in DER, or any number in PEM.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyFileError`] if there is none, or one that cannot be judged.
+    pub fn read(content: &[u8]) -> Result<Vec<Self>, KeyFileError> {
+        const SEQUENCE: u8 = 0x30; // how DER begins; as text it is a zero, which PEM does not begin with
+        if content.first() == Some(&SEQUENCE) {
+            let root = Certificate::from_der(content).map_err(|fault| KeyFileError::Certificate { number: 1, fault })?;
+            return Ok(vec![Self::given(root.der())]);
+        }
+        let roots: Vec<Self> = KeyFile::parse(content)?.certificates.iter().map(|root| Self::given(root.der())).collect();
+        if roots.is_empty() { Err(KeyFileError::NoCertificate) } else { Ok(roots) }
     }
 
     /// A root is AWS's whoever names it.

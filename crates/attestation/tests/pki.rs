@@ -315,6 +315,22 @@ fn a_pki_that_breaks_later_stops_documents_only_when_the_leaf_has_ended() {
 }
 
 #[test]
+fn a_signer_for_later_works_as_soon_as_its_pki_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let pki = pki(&folder);
+    let root = pki.root(NOW_MS).unwrap();
+    let authority = pki.folder().join("authority.pem");
+    let text = fs::read(&authority).unwrap();
+    fs::write(&authority, "").unwrap();
+    let mut signer = pki.signer_later(MODULE_ID).unwrap();
+    assert!(signer.root().is_empty());
+    assert!(matches!(signer.document(NOW_MS, &Claims::default()), Err(SignerError::Pki(_))));
+    fs::write(&authority, text).unwrap();
+    verified(&mut signer, root.der(), NOW_MS);
+    assert!(pki.signer_later("a b").is_err());
+}
+
+#[test]
 fn a_place_that_cannot_be_written_is_named() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("data"), "").unwrap();
