@@ -2,6 +2,8 @@
 //!
 //! Help texts, man pages and completions come from here. What the values mean beyond their form is decided by the commands.
 
+pub mod attestation;
+
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -94,6 +96,9 @@ pub enum Command {
     /// Compute the PCR of a file or of a signing certificate
     #[command(after_help = "Examples:\n  nitroxide pcr --input secret.txt\n  nitroxide pcr --signing-certificate cert.pem")]
     Pcr(PcrArguments),
+    /// Verify and show attestation documents; the local root
+    #[command(subcommand)]
+    Attestation(attestation::AttestationCommand),
     /// Talk to enclaves over vsock
     #[command(subcommand)]
     Vsock(VsockCommand),

@@ -1,10 +1,10 @@
-//! The E-codes: E00 to E60 with the meanings that AWS's nitro-cli documents, so that scripts keep working.
+//! The E-codes: E00 to E60 with the meanings that AWS's nitro-cli documents, so that scripts keep working; from E61 on our own.
 //!
 //! [`ErrorCode`] is one of them; the exit status of a failed command is its number. The texts are ours; `nitroxide explain` shows them.
 
 use std::{fmt, str::FromStr};
 
-/// One of the 61 codes. Displayed as `E29`.
+/// One of the codes. Displayed as `E29`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ErrorCode(u8);
 
@@ -89,6 +89,8 @@ codes! {
     58 NAMING "No such enclave" "No running enclave has this name or id, or the name cannot be used. `nitroxide describe-enclaves` lists them.";
     59 EIF_SIGNATURE "Signature of the image" "The image's signature is not valid for its content or certificate.";
     60 EIF_SIGNING "Image not signed" "The image could not be signed; certificate and private key must belong together (P-256, P-384 or P-521).";
+    61 ATTESTATION "Attestation document not verified" "The document is not genuine below a trusted root, has expired, or does not say what was expected. The message names the check and the certificate.";
+    62 PKI "Local PKI not usable" "The root and the keys that local attestation documents hang from cannot be read, written or replaced. They are in $XDG_DATA_HOME/nitroxide/pki, else ~/.local/share/nitroxide/pki; the message names the file and what to do.";
 }
 
 impl ErrorCode {
@@ -134,8 +136,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_61_codes_and_each_has_a_text() {
-        assert_eq!(ErrorCode::all().count(), 61);
+    fn there_are_61_codes_of_nitro_cli_and_two_of_ours_and_each_has_a_text() {
+        assert_eq!(ErrorCode::all().count(), 61 + 2);
         assert!(ErrorCode::all().all(|code| !code.meaning().title.is_empty() && code.meaning().text.ends_with(['.', ')'])));
     }
 
@@ -146,6 +148,8 @@ mod tests {
             (ErrorCode::BOOT, "E36"),
             (ErrorCode::CONSOLE_CONNECT, "E44"),
             (ErrorCode::EIF_SIGNING, "E60"),
+            (ErrorCode::ATTESTATION, "E61"),
+            (ErrorCode::PKI, "E62"),
             (ErrorCode::INVALID_ARGUMENT, "E03"),
         ];
         for (code, text) in expected {
@@ -158,7 +162,7 @@ mod tests {
     fn codes_are_read_with_and_without_letter_and_others_are_refused() {
         assert_eq!("e7".parse(), Ok(ErrorCode::READ_DISK));
         assert_eq!("07".parse(), Ok(ErrorCode::READ_DISK));
-        for wrong in ["E61", "", "E", "E-1", "E029", "EE1", "+1x"] {
+        for wrong in ["E63", "", "E", "E-1", "E029", "EE1", "+1x"] {
             assert!(wrong.parse::<ErrorCode>().is_err(), "{wrong}");
         }
     }

@@ -108,6 +108,7 @@ fn run(arguments: Arguments, dialect: Dialect) -> Result<ExitCode, Failure> {
         Command::DescribeEif(arguments) => commands::describe_eif::run(arguments, remarks)?,
         Command::SignEif(arguments) => commands::sign_eif::run(&arguments, remarks)?,
         Command::Pcr(arguments) => commands::pcr::run(&arguments)?,
+        Command::Attestation(command) => commands::attestation::run(&command, remarks)?,
         Command::Vsock(command) => commands::vsock::run(&command, device, remarks)?,
         Command::Device(arguments) => return commands::device::run(&arguments, remarks),
         Command::Exec(arguments) => return commands::exec::run(&arguments),

@@ -1,224 +1,195 @@
-//! What an enclave attests, end to end: its image and signer, its parent, what a script in it gave; with and without debug mode.
-//!
-//! A signed image whose application is a list of `nitroxide-guest` commands. Needs `cargo xtask setup` and `cargo xtask guest`.
-#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+//! `nitroxide attestation`: genuine and local documents verified, shown, refused; the local root and imported ones.
 
 mod common;
 
-use std::io::{BufRead as _, BufReader};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use ciborium::Value as Cbor;
 use common::{nitroxide, run, text};
-use nitroxide_testkit::{guest_program, images::ImageSpec};
+use nitroxide_attestation::{Claims, Pki};
 use serde_json::Value;
 
-const INSTANCE: &str = "i-0123456789abcdef0";
-const ROLE: &str = "arn:aws:iam::123456789012:role/Webserver";
-/// sha384(48 zeroes || the text above), made with coreutils' sha384sum.
-const PCR3: &str = "78fce75db17cd4e0a3fb8dad3ad128ca5e77edbb2b2c7f75329dccd99aa5f6ef4fc1f1a452e315b9e98f9e312e6921e6";
-const PCR4: &str = "d6432900ac1c343cb40286898792c55e962aef0cc35c4910c0c286145b51af19e782cb21cc31a042671d7dfbd398251c";
+const MODULE_ID: &str = "i-0123456789abcdef0-enc00000000000012ab";
 
-/// What the application runs; the last one keeps the enclave alive.
-const COMMANDS: [&str; 16] = [
-    "/bin/nitroxide-guest describe",
-    "/bin/nitroxide-guest extend 16 616263",
-    "/bin/nitroxide-guest lock 16",
-    "/bin/nitroxide-guest extend 16 00",
-    "/bin/nitroxide-guest extend 0 00",
-    "/bin/nitroxide-guest pcr",
-    "/bin/nitroxide-guest pcr 32",
-    "/bin/nitroxide-guest lock --below 18",
-    "/bin/nitroxide-guest attest --nonce 00ff --user-data @/data --format hex",
-    "/bin/nitroxide-guest attest --public-key @/long",
-    "/bin/nitroxide-guest attest --public-key @/dev/zero",
-    "/bin/nitroxide-guest attest",
-    "/bin/nitroxide-guest random 600",
-    "/bin/nitroxide-guest random 4 --format base64",
-    "/bin/nitroxide-guest attest --nonce 0",
-    "/bin/nitroxide-probe hang",
-];
+fn genuine(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../attestation/tests/data").join(name)
+}
 
-#[test]
-fn an_enclave_attests_image_signer_parent_and_what_it_was_given() {
-    let directory = tempfile::tempdir().unwrap();
-    let image = signed_image(directory.path());
-    let described: Value = serde_json::from_slice(&run(nitroxide().arg("describe-eif").arg(&image)).stdout).unwrap();
-    let of_image = |name: &str| described["Measurements"][name].as_str().unwrap().to_owned();
+fn document() -> PathBuf {
+    genuine("aws-ap-south-1-2024-12-13.cbor")
+}
 
-    let enclave = Enclave::start(directory.path(), &image, &[]);
+/// A user without a PKI.
+struct User(tempfile::TempDir);
 
-    let description = enclave.said("describe", 0);
-    assert_eq!(description[0], format!("module_id {}", enclave.module_id()));
-    assert_eq!(description[1..4], ["version 1.0.0", "digest SHA384", "max_pcrs 32"]);
-    let extended = enclave.said("extend 16 616263", 0);
-    assert_eq!(enclave.said("lock 16", 0), Vec::<String>::new());
-    assert!(enclave.said("extend 16 00", 1)[0].contains("register 16 is locked"));
-    assert!(enclave.said("extend 0 00", 1)[0].contains("yours are 16 to 31"));
-    assert!(enclave.said("pcr 32", 1)[0].contains("no register 32"));
-    let registers = enclave.said("pcr", 0);
-    assert_eq!(registers[16], format!("PCR16 {} locked", extended[0]));
-    assert_eq!(registers[17], format!("PCR17 {} open", "0".repeat(96)));
-
-    let document = payload(&enclave.said("attest --nonce 00ff --user-data @/data --format hex", 0)[0]);
-    assert_eq!(field(&document, "module_id").as_text().unwrap(), enclave.module_id());
-    assert_eq!(field(&document, "nonce").as_bytes().unwrap(), &[0, 0xff]);
-    assert_eq!(field(&document, "user_data").as_bytes().unwrap(), b"what the script\nwants to say");
-    assert!(field(&document, "public_key").is_null());
-    let expected =
-        [(0, of_image("PCR0")), (1, of_image("PCR1")), (2, of_image("PCR2")), (3, PCR3.into()), (4, PCR4.into()), (8, of_image("PCR8"))];
-    for (index, value) in expected {
-        assert_eq!(pcr(&document, index), value, "PCR{index}");
-        assert_eq!(registers[usize::try_from(index).unwrap()], format!("PCR{index} {value} locked"));
+impl User {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
     }
-    assert_eq!(pcr(&document, 16), extended[0]);
 
-    // Fields and requests that are too long, and output in other forms.
-    assert!(enclave.said("attest --public-key @/long", 1)[0].contains("1024 bytes each"));
-    assert!(enclave.said("attest --public-key @/dev/zero", 1)[0].contains("4096 bytes at most"));
-    assert!(enclave.said("attest", 0)[0].starts_with("hEShATgio")); // 84 44 a1013822 a0
-    assert_eq!(hex::decode(&enclave.said("random 600", 0)[0]).unwrap().len(), 600);
-    assert_eq!(enclave.said("random 4 --format base64", 0)[0].len(), 8);
-    assert!(enclave.said("attest --nonce 0", 2)[0].contains("not hex"));
-}
-
-#[test]
-fn in_debug_mode_image_and_signer_are_zero_in_documents_and_the_parent_is_not() {
-    let directory = tempfile::tempdir().unwrap();
-    let image = signed_image(directory.path());
-
-    let enclave = Enclave::start(directory.path(), &image, &["--debug-mode"]);
-
-    let document = payload(&enclave.said("attest --nonce 00ff --user-data @/data --format hex", 0)[0]);
-    let registers = enclave.said("pcr", 0);
-    for index in [0, 1, 2, 8] {
-        assert_eq!(pcr(&document, index), "0".repeat(96), "PCR{index}");
-        assert_eq!(registers[usize::try_from(index).unwrap()], format!("PCR{index} {} locked", "0".repeat(96)));
-    }
-    assert_eq!((pcr(&document, 3), pcr(&document, 4)), (PCR3.to_owned(), PCR4.to_owned()));
-    let extended = enclave.said("extend 16 616263", 0);
-    assert_eq!(pcr(&document, 16), extended[0]);
-}
-
-#[test]
-fn without_options_the_parent_has_the_constant_id_and_no_role() {
-    let runtime = tempfile::tempdir().unwrap();
-    let image = common::small_image(runtime.path());
-    let mut command = nitroxide();
-    command.env("NITROXIDE_RUNTIME_DIR", runtime.path().join("runtime")).args(["run-enclave", "--device", "local", "--engine", "none"]);
-    let output = run(command.args(["--no-wait", "--eif-path"]).arg(&image));
-    let started: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(started["EnclaveID"].as_str().unwrap().starts_with("i-0000000000000000-enc"), "{started}");
-    run(nitroxide().env("NITROXIDE_RUNTIME_DIR", runtime.path().join("runtime")).args(["terminate-enclave", "--all"]));
-}
-
-#[test]
-fn ids_and_roles_of_another_form_are_refused() {
-    for (option, value, why) in
-        [("--instance-id", "i-123", "8 or 17 digits"), ("--iam-role", "Webserver", "arn:aws:iam::123456789012:role/Webserver")]
-    {
-        let output = run(nitroxide().args(["run", "x.eif", option, value]));
-        assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
-        assert!(text(&output.stderr).contains(why), "{}", text(&output.stderr));
-    }
-}
-
-#[test]
-fn the_guest_tool_is_smaller_than_a_mebibyte() {
-    assert!(guest_program("nitroxide-guest").metadata().unwrap().len() < 1 << 20);
-}
-
-fn signed_image(directory: &Path) -> std::path::PathBuf {
-    let mut spec = ImageSpec::probe(&["script", "/commands"]);
-    spec.programs.push(("/bin/nitroxide-guest".to_owned(), "nitroxide-guest".to_owned()));
-    spec.files = vec![
-        ("/commands".to_owned(), COMMANDS.join("\n").into_bytes()),
-        ("/data".to_owned(), b"what the script\nwants to say".to_vec()),
-        ("/long".to_owned(), vec![7; 1025]),
-    ];
-    let image = directory.join("signed.eif");
-    spec.build(&image);
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../eif/tests/data");
-    let mut command = nitroxide();
-    command.args(["sign-eif", "--eif-path"]).arg(&image).arg("--signing-certificate").arg(data.join("p384.cert.pem"));
-    let output = run(command.arg("--private-key").arg(data.join("p384.key.pem")));
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    image
-}
-
-/// A started enclave, and what it printed until it had nothing more to do. Terminated when dropped.
-struct Enclave {
-    runtime: std::path::PathBuf,
-    id: String,
-    lines: Vec<String>,
-}
-
-impl Enclave {
-    fn start(directory: &Path, image: &Path, options: &[&str]) -> Self {
-        let runtime = directory.join("runtime");
+    fn attestation(&self, words: &[&str]) -> Command {
         let mut command = nitroxide();
-        command.env("NITROXIDE_RUNTIME_DIR", &runtime).args(["run-enclave", "--device", "local", "--eif-path"]).arg(image);
-        let output = run(command.args(["--instance-id", INSTANCE, "--iam-role", ROLE]).args(options));
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        let started: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let id = started["EnclaveID"].as_str().unwrap().to_owned();
-        let mut enclave = Self { runtime, id, lines: Vec::new() };
-        let described: Vec<Value> = serde_json::from_slice(&run(enclave.nitroxide().arg("describe-enclaves")).stdout).unwrap();
-        assert_eq!(described[0]["EnclaveID"], started["EnclaveID"]);
-        let mut logs = enclave.nitroxide().args(["logs", "--follow", &enclave.id]).stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(logs.stdout.take().unwrap()).lines().map(|line| line.unwrap().trim_end().to_owned());
-        enclave.lines = lines.take_while(|line| !line.ends_with("probe hang")).collect();
-        logs.kill().unwrap();
-        logs.wait().unwrap();
-        enclave
-    }
-
-    fn nitroxide(&self) -> Command {
-        let mut command = nitroxide();
-        command.env("NITROXIDE_RUNTIME_DIR", &self.runtime);
+        command.arg("attestation").args(words).env("XDG_DATA_HOME", self.0.path());
         command
     }
 
-    /// What a command of the guest tool printed; it has to end with that status.
-    fn said(&self, command: &str, status: i32) -> Vec<String> {
-        let shown = format!("probe: $ /bin/nitroxide-guest {command}");
-        let from = self.lines.iter().position(|line| *line == shown).unwrap_or_else(|| panic!("no {shown}:\n{}", self.lines.join("\n")));
-        let until = self.lines[from..].iter().position(|line| line.starts_with("probe: status")).unwrap();
-        let output = &self.lines[from + 1..from + until];
-        assert_eq!(self.lines[from + until], format!("probe: status {status}"), "{shown}: {output:?}");
-        output.to_vec()
+    fn pki(&self) -> Pki {
+        Pki::at(self.0.path().join("nitroxide/pki"))
     }
 
-    /// The NSM's name for it: the enclave's id with its number padded to 16 digits.
-    fn module_id(&self) -> String {
-        let (instance, number) = self.id.split_once("-enc").unwrap();
-        assert_eq!(instance, INSTANCE);
-        format!("{instance}-enc{number:0>16}")
+    /// A document of this moment, in a file.
+    fn local_document(&self, claims: &Claims<'_>) -> PathBuf {
+        let now_ms = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap();
+        let document = self.pki().signer(MODULE_ID, now_ms).unwrap().document(now_ms, claims).unwrap();
+        let path = self.0.path().join("document.cbor");
+        fs::write(&path, document).unwrap();
+        path
     }
 }
 
-impl Drop for Enclave {
-    fn drop(&mut self) {
-        let output = run(self.nitroxide().args(["terminate-enclave", &self.id]));
-        if !std::thread::panicking() {
-            let ended: Value = serde_json::from_slice(&output.stdout).unwrap();
-            assert_eq!(ended["EnclaveID"], *self.id);
-        }
+fn json(output: &Output) -> Value {
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn fails(output: &Output, code: i32, words: &[&str]) {
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert_eq!(text(&output.stdout), "");
+    assert!(message.contains(&format!("[E{code:02}]")), "{message}");
+    for word in words {
+        assert!(message.contains(word), "{word} in {message}");
     }
 }
 
-/// The fields of a document in hex.
-fn payload(document: &str) -> Cbor {
-    let document: Cbor = ciborium::from_reader(hex::decode(document).unwrap().as_slice()).unwrap();
-    ciborium::from_reader(document.as_array().unwrap()[2].as_bytes().unwrap().as_slice()).unwrap()
+#[test]
+fn genuine_document_is_verified_at_its_own_time_and_has_expired_now() {
+    let user = User::new();
+    let output = run(user.attestation(&["verify", "--at", "document"]).arg(document()));
+    let verified = json(&output);
+    assert_eq!((&verified["Verified"], &verified["Root"]), (&true.into(), &"aws".into()));
+    assert_eq!(verified["Document"]["ModuleID"], "i-0f1cd77d37fd8bcc9-enc018e7aa61e2040ff");
+    assert_eq!(verified["Chain"].as_array().unwrap().len(), 5);
+    assert_eq!(text(&output.stderr), "The document is genuine. Its root: AWS's root for Nitro Enclaves\n");
+    let output = run(user.attestation(&["verify"]).arg(document()));
+    fails(&output, 61, &["cabundle[1]", "expired", "2025-01-01T05:25:54Z", "--at document"]);
+    json(&run(user.attestation(&["verify", "--at", "2024-12-13T08:00:00Z"]).arg(document())));
+    assert!(!user.pki().folder().exists(), "verifying makes no PKI");
 }
 
-fn field<'a>(document: &'a Cbor, name: &str) -> &'a Cbor {
-    &document.as_map().unwrap().iter().find(|(key, _)| key.as_text() == Some(name)).unwrap().1
+#[test]
+fn local_document_is_verified_and_said_not_to_be_awss() {
+    let user = User::new();
+    let path = user.local_document(&Claims { pcrs: &[(0, [0xab; 48])], nonce: Some(b"\x01\x02"), ..Claims::default() });
+    let pcr = format!("0={}", "ab".repeat(48));
+    let output = run(user.attestation(&["verify", "--nonce", "0102", "--pcr", &pcr]).arg(&path));
+    let verified = json(&output);
+    assert_eq!(verified["Root"], "local");
+    assert_eq!(verified["RootMeaning"], "local Nitroxide root \u{2013} not AWS");
+    assert!(text(&output.stderr).contains("not AWS"), "{}", text(&output.stderr));
+
+    fails(&run(user.attestation(&["verify", "--nonce", "0103"]).arg(&path)), 61, &["nonce", "another value"]);
+    fails(&run(user.attestation(&["verify", "--user-data", "00"]).arg(&path)), 61, &["user_data", "absent"]);
+    fails(&run(user.attestation(&["verify", "--pcr", &pcr.replace("0=", "1=")]).arg(&path)), 61, &["PCR1", "absent"]);
+    // Somebody else does not know the root, and knows it once it is given.
+    let other = User::new();
+    fails(&run(other.attestation(&["verify"]).arg(&path)), 61, &["not trusted", "--root"]);
+    for form in [&["root"][..], &["root", "--der"]] {
+        let root = user.0.path().join("root");
+        fs::write(&root, run(&mut user.attestation(form)).stdout).unwrap();
+        assert_eq!(json(&run(other.attestation(&["verify", "--root"]).arg(&root).arg(&path)))["Root"], "given");
+    }
+    fails(&run(user.attestation(&["verify", "--root"]).arg(genuine("aws-nitro-enclaves-root.der")).arg(&path)), 61, &["not trusted"]);
 }
 
-fn pcr(document: &Cbor, index: i64) -> String {
-    let pcrs = field(document, "pcrs").as_map().unwrap();
-    hex::encode(pcrs.iter().find(|(key, _)| *key == Cbor::from(index)).unwrap().1.as_bytes().unwrap())
+#[test]
+fn document_of_debug_mode_is_only_taken_on_demand() {
+    let user = User::new();
+    let path = user.local_document(&Claims { pcrs: &[(0, [0; 48]), (1, [0; 48]), (2, [0; 48]), (4, [1; 48])], ..Claims::default() });
+    fails(&run(user.attestation(&["verify"]).arg(&path)), 61, &["debug mode", "--allow-debug"]);
+    let output = run(user.attestation(&["verify", "--allow-debug"]).arg(&path));
+    assert_eq!(json(&output)["Debug"], true);
+    assert!(text(&output.stderr).contains("debug mode"));
+}
+
+#[test]
+fn documents_are_read_as_text_and_from_standard_input() {
+    let user = User::new();
+    let hex = hex::encode(fs::read(document()).unwrap());
+    let mut child = user.attestation(&["verify", "--at", "document", "-"]);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(hex.as_bytes()).unwrap();
+    assert_eq!(json(&child.wait_with_output().unwrap())["Root"], "aws");
+}
+
+#[test]
+fn show_prints_text_or_json_without_judging() {
+    let user = User::new();
+    let shown = run(user.attestation(&["show"]).arg(document()));
+    let lines = text(&shown.stdout);
+    assert!(lines.starts_with("Not verified"), "{lines}");
+    for part in
+        ["i-0f1cd77d37fd8bcc9-enc018e7aa61e2040ff", "2024-12-13T07:37:58Z", "PCR0        189038ec", "cabundle[3]", "user data   none"]
+    {
+        assert!(lines.contains(part), "{part} in {lines}");
+    }
+    let shown = json(&run(user.attestation(&["show", "--json"]).arg(document())));
+    assert_eq!(shown["Document"]["Timestamp"], 1_734_075_478_960_u64);
+    assert_eq!(shown["Document"]["Nonce"], Value::Null);
+    assert_eq!(shown["Chain"][0]["Fingerprint"], "641a0321a3e244efe456463195d606317ed7cdcc3c1756e09893f3c68f79bb5b");
+}
+
+#[test]
+fn what_is_no_document_or_no_usage_has_other_codes_than_what_is_not_believed() {
+    let user = User::new();
+    let broken = user.0.path().join("broken");
+    fs::write(&broken, "{}").unwrap();
+    fails(&run(user.attestation(&["show"]).arg(&broken)), 17, &["no attestation document"]);
+    fails(&run(user.attestation(&["verify"]).arg(&broken)), 17, &[]);
+    fails(&run(user.attestation(&["verify"]).arg(user.0.path().join("missing"))), 19, &[]);
+    fails(&run(user.attestation(&["verify", "--root"]).arg(&broken).arg(document())), 3, &["no certificate"]);
+    for words in [&["verify", "--pcr", "0=00", "x"][..], &["verify", "--nonce", "xx", "x"], &["verify", "--at", "then", "x"]] {
+        assert_eq!(run(&mut user.attestation(words)).status.code(), Some(3), "{words:?}");
+    }
+    let mut bytes = fs::read(document()).unwrap();
+    let inside_the_public_key = bytes.len() - 150;
+    bytes[inside_the_public_key] ^= 1;
+    fs::write(&broken, bytes).unwrap();
+    fails(&run(user.attestation(&["verify", "--at", "document"]).arg(&broken)), 61, &["signature"]);
+}
+
+#[test]
+fn root_is_made_once_and_an_own_one_is_imported_on_demand_only() {
+    let (user, company) = (User::new(), User::new());
+    let first = run(&mut user.attestation(&["root"]));
+    assert!(text(&first.stdout).starts_with("-----BEGIN CERTIFICATE-----"));
+    assert!(text(&first.stderr).contains("new root"), "{}", text(&first.stderr));
+    let second = run(&mut user.attestation(&["root"]));
+    assert_eq!((second.stdout, second.stderr), (first.stdout.clone(), vec![]));
+
+    run(&mut company.attestation(&["root"]));
+    let authority = company.pki().folder().join("authority.pem");
+    let words = ["import", "--certificate", authority.to_str().unwrap(), "--private-key", authority.to_str().unwrap()];
+    fails(&run(&mut user.attestation(&words)), 62, &["root already", "--replace"]);
+    let imported = json(&run(user.attestation(&words).arg("--replace")));
+    assert_eq!(imported["Root"]["Fingerprint"], hex::encode(company.pki().existing_root().unwrap().unwrap().fingerprint()));
+    let third = run(&mut user.attestation(&["root"]));
+    assert_ne!(third.stdout, first.stdout);
+    assert_eq!(third.stdout, run(&mut company.attestation(&["root"])).stdout);
+}
+
+#[test]
+fn a_broken_pki_is_named_and_verifying_goes_on_with_awss_root() {
+    let user = User::new();
+    run(&mut user.attestation(&["root"]));
+    fs::write(user.pki().folder().join("authority.pem"), "").unwrap();
+    fails(&run(&mut user.attestation(&["root"])), 62, &["authority.pem", "put back a copy"]);
+    let output = run(user.attestation(&["verify", "--at", "document"]).arg(document()));
+    assert_eq!(json(&output)["Root"], "aws");
+    assert!(text(&output.stderr).contains("only AWS's root"), "{}", text(&output.stderr));
 }

@@ -26,7 +26,7 @@ fn explain(text: &str) -> Result<String, Failure> {
     match code.filter(|code| code.name() != "unknown") {
         Some(code) => Ok(format!("{} ({}): the Nitro Enclaves driver's code\n{}", code.name(), code.number(), wrap(code.text()))),
         None => Err(Failure::new(ErrorCode::INVALID_ARGUMENT, format!("`{text}` is no error code"))
-            .help("Codes are E00 to E60, and those of the driver by name or number, e.g. NE_ERR_MEM_NOT_HUGE_PAGE or 263.")),
+            .help("Codes are E00 to E62, and those of the driver by name or number, e.g. NE_ERR_MEM_NOT_HUGE_PAGE or 263.")),
     }
 }
 
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn unknown_codes_are_invalid_arguments() {
-        for text in ["E61", "511", "NE_ERR_NONE", "", "-1"] {
+        for text in ["E63", "511", "NE_ERR_NONE", "", "-1"] {
             assert_eq!(explain(text).unwrap_err().code(), ErrorCode::INVALID_ARGUMENT, "{text}");
         }
     }

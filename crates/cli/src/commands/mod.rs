@@ -1,5 +1,6 @@
 //! The commands, one file each: a function that takes the command's arguments and returns nothing or a failure.
 
+pub mod attestation;
 pub mod console;
 pub mod describe_eif;
 pub mod describe_enclaves;

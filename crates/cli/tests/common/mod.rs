@@ -24,6 +24,8 @@ pub fn nitroxide() -> Command {
         .env_remove("NITROXIDE_INSTANCE_ID")
         .env_remove("NITROXIDE_IAM_ROLE")
         .env("NO_COLOR", "1");
+    // The local PKI of all tests, which need not be the developer's.
+    command.env("XDG_DATA_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/data"));
     command
 }
 
