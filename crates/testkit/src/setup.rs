@@ -84,6 +84,15 @@ impl Setup {
         self.extra("clients.tar")
     }
 
+    /// A tar archive of Python 3 with `cbor2` and `cryptography`, to be used as [`Setup::clients`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Setup::busybox`].
+    pub fn judge(&self) -> PathBuf {
+        self.extra("judge.tar")
+    }
+
     /// Whether the sample's source is there.
     pub fn has_ne_ioctl_sample(&self) -> bool {
         self.extras().join("ne_ioctl_sample.c").exists()

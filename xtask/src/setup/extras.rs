@@ -1,5 +1,5 @@
-//! What only parent VMs, tests and soaks need: a static busybox, the kernel's own sample program for Nitro Enclaves, programs of others that use AF_VSOCK, and
-//! Go with a package for AF_VSOCK.
+//! What only parent VMs, tests and soaks need: a static busybox, the kernel's own sample program for Nitro Enclaves, programs of others that use AF_VSOCK, a Python
+//! that judges attestation documents, and Go with a package for AF_VSOCK.
 //!
 //! [`bring`] puts them at target/setup/extra. The sample comes out of the package of the kernel's source (160 MiB), which is not kept: the one extracted file
 //! stays in the cache with its hash, so that a second clone needs no download.
@@ -22,6 +22,9 @@ const CLIENT_PACKAGES: [&str; 2] = ["socat", "python3"];
 /// Go with what a client of AF_VSOCK is built from, to be unpacked somewhere.
 pub const GO: &str = "go.tar";
 const GO_PACKAGES: [&str; 2] = ["golang-go", "golang-github-mdlayher-vsock-dev"];
+/// Python with libraries that read CBOR and verify certificates: a judge of attestation documents that shares nothing with ours.
+const JUDGE: &str = "judge.tar";
+const JUDGE_PACKAGES: [&str; 3] = ["python3", "python3-cbor2", "python3-cryptography"];
 /// Of their packages what nothing needs to run.
 const UNWANTED: [&str; 3] = ["./usr/share/doc", "./usr/share/man", "./usr/share/locale"];
 /// Where the sample is in the kernel's source.
@@ -47,7 +50,7 @@ impl Extras {
     fn names(self) -> &'static [&'static str] {
         match self {
             Self::ParentVm => &[BUSYBOX],
-            Self::Tests => &[BUSYBOX, SAMPLE, CLIENTS],
+            Self::Tests => &[BUSYBOX, SAMPLE, CLIENTS, JUDGE],
             Self::Soak => &[GO],
         }
     }
@@ -68,6 +71,7 @@ pub fn bring(wanted: Extras, place: &Path, cache: &Path) -> Result<()> {
             let file = match name {
                 BUSYBOX => fetch_busybox(&apt, &folders)?,
                 SAMPLE => fetch_sample(&apt, &folders)?,
+                JUDGE => fetch_tree(&apt, JUDGE, &JUDGE_PACKAGES, &folders)?,
                 GO => fetch_tree(&apt, GO, &GO_PACKAGES, &folders)?,
                 _ => fetch_tree(&apt, CLIENTS, &CLIENT_PACKAGES, &folders)?,
             };
