@@ -35,7 +35,7 @@ pub use extras::{Extras, GO};
 /// What to bring.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Also what only the tests need: a static busybox, the kernel's sample program for Nitro Enclaves
+    /// Also what only the tests need: a static busybox, the kernel's sample program for Nitro Enclaves, Python with libraries
     #[arg(long)]
     tests: bool,
 }
