@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use nitroxide_eif::{Image, Measurements};
 use nitroxide_engine::{Accelerator, DiscoverError, Discovery, Engine, ExitReason, ExitReport, FileRange, MAX_MEMORY_RUNS, Vm, VmSpec};
-use nitroxide_nsm::{InitialPcrs, NsmBackend, NsmConfig};
+use nitroxide_nsm::{InitialPcrs, NsmBackend, NsmConfig, Pki};
 use nitroxide_vsock::{VsockBackend, VsockConfig};
 use nitroxide_world::{Claim, Endpoint, ParentIdentity, SocketFile, World, peer_address};
 use rustix::io::Errno;
@@ -310,7 +310,7 @@ fn serve_nsm(spec: &StartSpec, measured: &Arc<Measured>) -> Result<NsmBackend, R
         // The NSM then refuses to speak about registers, which is better than to attest wrong ones.
         None => std::panic::resume_unwind(Box::new("the image could not be measured")),
     };
-    let config = NsmConfig { module_id, pcrs: Box::new(pcrs), debug: spec.debug };
+    let config = NsmConfig { module_id, pcrs: Box::new(pcrs), debug: spec.debug, pki: Pki::of_user().ok() };
     nitroxide_nsm::spawn(config).map_err(|error| Refused::io("The NSM cannot be started", &error))
 }
 
@@ -351,12 +351,23 @@ fn end_report(report: ExitReport, application: Option<crate::report::Application
     EndReport { reason, detail: report.detail, application, console_tail: console.tail() }
 }
 
+/// What the user has to know about the PKI that attestation documents hang from: nothing while all is well.
+fn pki_note() -> Option<String> {
+    match Pki::of_user() {
+        Ok(pki) => pki.existing_root().err().map(|error| format!("The enclave gets no attestation documents. {error}")),
+        Err(error) => Some(format!("Attestation documents hang from a root that ends with the enclave. {error}")),
+    }
+}
+
 fn describe(spec: &StartSpec, name: &str, cid: u32, memory: &LinearMemory, image: Option<&ExtractedImage>, engine: &Engine) -> Description {
     // Metadata is unmeasured text of the image's builder: worth showing, not worth failing for.
     let metadata = image.and_then(|image| image.metadata().ok().flatten());
     let mut notes = engine.qemu().map(|qemu| qemu.notes.clone()).unwrap_or_default();
     if image.is_some() && !engine.has_nsm_device() {
         notes.push("The enclave has no /dev/nsm: this QEMU has no vhost-user-test-device. Use QEMU 11 or newer.".to_owned());
+    }
+    if image.is_some() && engine.has_nsm_device() {
+        notes.extend(pki_note());
     }
     Description {
         enclave_name: name.to_owned(),

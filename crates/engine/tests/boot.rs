@@ -150,6 +150,7 @@ fn as_many_ranges_as_possible_are_one_memory_for_guest_and_devices_and_reboot_en
         module_id: "i-0000000000000000-enc0000000000000001".to_owned(),
         pcrs: Box::new(|| InitialPcrs::of_image([1; 48], [2; 48], [3; 48], None)),
         debug: false,
+        pki: None,
     })
     .unwrap();
     let vsock = nitroxide_vsock::spawn(VsockConfig::new(16, Arc::new(Nowhere))).unwrap();

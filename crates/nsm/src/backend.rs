@@ -7,7 +7,7 @@
 use crate::module::{Identity, Module, now_ms};
 use crate::pcr::InitialPcrs;
 use crate::vhost_user::Handler;
-use nitroxide_attestation::Signer;
+use nitroxide_attestation::{Pki, Signer, SignerError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::fmt;
 use std::io;
@@ -21,13 +21,16 @@ use vhost::vhost_user::{BackendReqHandler, Error as VhostUserError};
 
 /// What distinguishes one enclave's NSM from another's.
 pub struct NsmConfig {
-    /// Its name: parent instance, `-enc`, enclave as 16 hex digits. 1 to 64 ASCII letters, digits, `-`, `.` or `_`.
+    /// Its name: parent instance, `-enc`, enclave as 16 hex digits. 1 to 50 ASCII letters, digits, `-`, `.` or `_`, 40 before `-enc`.
     pub module_id: String,
     /// Gives the boot measurements. Called once, on a thread of its own; it may block. Requests about registers wait for it, and
     /// are answered `InternalError` if it panics.
     pub pcrs: Box<dyn FnOnce() -> InitialPcrs + Send>,
     /// Was the enclave started in debug mode, so that its measurements read zero?
     pub debug: bool,
+    /// What documents hang from; `None`: a root that is made now and known to nobody. With a PKI that cannot be used, documents are
+    /// answered `InternalError` until it can, and the log says why.
+    pub pki: Option<Pki>,
 }
 
 impl fmt::Debug for NsmConfig {
@@ -76,7 +79,7 @@ impl Drop for NsmBackend {
 ///
 /// EMFILE and the like: no socket pair, eventfd or thread could be had.
 pub fn spawn(config: NsmConfig) -> io::Result<NsmBackend> {
-    let NsmConfig { module_id, pcrs, debug } = config;
+    let NsmConfig { module_id, pcrs, debug, pki } = config;
     let (frontend, socket) = UnixStream::pair()?;
     let stop = Arc::new(new_event()?);
     let made = Arc::new(new_event()?);
@@ -88,21 +91,29 @@ pub fn spawn(config: NsmConfig) -> io::Result<NsmBackend> {
     let serving = thread::Builder::new().name("nsm".into()).spawn(move || server.run())?;
     let backend = NsmBackend { frontend: Mutex::new(Some(frontend.into())), socket, stop, serving: Some(serving) };
     thread::Builder::new().name("nsm-identity".into()).spawn(move || {
-        if let (Some(identity), Some(sender)) = (make_identity(&module_id, pcrs), &promise.identity) {
+        if let (Some(identity), Some(sender)) = (make_identity(&module_id, pki.as_ref(), pcrs), &promise.identity) {
             let _ = sender.send(identity); // fails when the NSM was dropped meanwhile
         }
     })?;
     Ok(backend)
 }
 
-fn make_identity(module_id: &str, pcrs: Box<dyn FnOnce() -> InitialPcrs + Send>) -> Option<Identity> {
-    match Signer::local(module_id, now_ms()) {
+fn make_identity(module_id: &str, pki: Option<&Pki>, pcrs: Box<dyn FnOnce() -> InitialPcrs + Send>) -> Option<Identity> {
+    match signer(module_id, pki) {
         Ok(signer) => Some(Identity { signer, pcrs: pcrs() }),
         Err(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, module_id, "The NSM has no key to sign with");
             None
         }
     }
+}
+
+fn signer(module_id: &str, pki: Option<&Pki>) -> Result<Signer, SignerError> {
+    let Some(pki) = pki else { return Signer::local(module_id, now_ms()) };
+    pki.signer(module_id, now_ms()).or_else(|error| {
+        tracing::error!(error = &error as &dyn std::error::Error, "Attestation documents cannot be made as long as this is so");
+        pki.signer_later(module_id)
+    })
 }
 
 /// The sender of the identity. Gone, without one or with, it has woken the serving thread.

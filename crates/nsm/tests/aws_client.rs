@@ -79,7 +79,7 @@ fn a_document_with_three_fields_of_1024_bytes_is_read() {
     assert_eq!(document.module_id, MODULE_ID);
     assert_eq!(document.pcrs.len(), 16);
     assert_eq!(document.pcrs[&1], vec![2; 48]);
-    assert_eq!(document.cabundle.len(), 1);
+    assert_eq!(document.cabundle.len(), 4);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod driver;
 
 use driver::{AVAILABLE, DESCRIBE_NSM, DESCRIPTORS, Driver, GET_RANDOM, USED};
-use nitroxide_nsm::{InitialPcrs, NsmBackend, NsmConfig};
+use nitroxide_nsm::{InitialPcrs, NsmBackend, NsmConfig, Pki};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -31,7 +31,7 @@ fn image() -> InitialPcrs {
 }
 
 fn spawn(debug: bool, pcrs: impl FnOnce() -> InitialPcrs + Send + 'static) -> NsmBackend {
-    nitroxide_nsm::spawn(NsmConfig { module_id: "i-0-enc0".into(), pcrs: Box::new(pcrs), debug }).unwrap()
+    nitroxide_nsm::spawn(NsmConfig { module_id: "i-0-enc0".into(), pcrs: Box::new(pcrs), debug, pki: None }).unwrap()
 }
 
 /// 2 MiB of shared guest memory in that many regions.
@@ -195,6 +195,24 @@ fn measurements_that_panic_leave_a_module_without_registers() {
     let mut machine = Machine::start(&nsm, shared_memory(1), VERSION_1 | PROTOCOL_FEATURES);
     assert_eq!(machine.ask(DESCRIBE_PCR_0), b"\xa1\x65Error\x6dInternalError");
     assert_eq!(machine.ask(GET_RANDOM).len(), 278);
+}
+
+#[test]
+fn with_a_pki_that_cannot_be_used_only_documents_fail_and_only_until_it_can() {
+    const ATTESTATION: &[u8] = b"\xa1\x6bAttestation\xa0";
+    let folder = tempfile::tempdir().unwrap();
+    let pki = Pki::at(folder.path().join("pki"));
+    std::fs::write(pki.folder(), "in its place").unwrap();
+    let config = NsmConfig { module_id: "i-0-enc0".into(), pcrs: Box::new(image), debug: false, pki: Some(pki.clone()) };
+    let nsm = nitroxide_nsm::spawn(config).unwrap();
+    let mut machine = Machine::start(&nsm, shared_memory(1), VERSION_1 | PROTOCOL_FEATURES);
+    assert!(machine.ask(DESCRIBE_PCR_0).ends_with(&[1; 48]));
+    assert_eq!(machine.ask(ATTESTATION), b"\xa1\x65Error\x6dInternalError");
+    std::fs::remove_file(pki.folder()).unwrap();
+    let answer = machine.ask(ATTESTATION);
+    assert!(answer.starts_with(b"\xa1\x6bAttestation"));
+    let root = pki.existing_root().unwrap().unwrap();
+    assert!(answer.windows(root.der().len()).any(|part| part == root.der()), "the document hangs from the PKI's root");
 }
 
 #[test]
