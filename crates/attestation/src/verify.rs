@@ -319,3 +319,65 @@ fn locate(bundle: &[Certificate], leaf: &Certificate, fault: ChainFault) -> Veri
     };
     VerifyError::Certificate { place, subject: certificate.subject(), fault }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cose;
+    use crate::issue::{self, Link};
+    use crate::level::Level;
+    use crate::payload::Payload;
+
+    const AWS_ROOT: &[u8] = include_bytes!("../tests/data/aws-nitro-enclaves-root.der");
+    const NOW: Timestamp = Timestamp(1_795_500_000_000);
+    const MODULE_ID: &str = "i-0123456789abcdef0-enc00000000000012ab";
+
+    /// A document below this root with everything as it should be, made by whoever has this key.
+    fn document_below(root: Link) -> Vec<u8> {
+        let mut links = vec![root];
+        for level in [Level::Region, Level::Zonal, Level::Instance] {
+            let link = issue::authority(level, "0123456789abcdef", links.last().unwrap(), NOW).unwrap();
+            links.push(link);
+        }
+        let key = issue::new_key().unwrap();
+        let leaf = issue::leaf(MODULE_ID, key.verifying_key(), links.last().unwrap(), NOW).unwrap();
+        let cabundle: Vec<Vec<u8>> = links.iter().map(|link| link.certificate.der().to_vec()).collect();
+        let payload = Payload {
+            module_id: MODULE_ID,
+            timestamp_ms: NOW.0,
+            pcrs: &[(0, [1; 48])],
+            certificate: leaf.der(),
+            cabundle: &cabundle,
+            public_key: None,
+            user_data: None,
+            nonce: None,
+        };
+        cose::sign1(&key, &payload.encode()).unwrap()
+    }
+
+    #[test]
+    fn whoever_only_copies_awss_root_is_not_believed() {
+        let forger = Link { certificate: Certificate::from_der(AWS_ROOT).unwrap(), key: issue::new_key().unwrap() };
+        let error = Verifier::new([TrustedRoot::AWS]).verify(&document_below(forger), At::Document).unwrap_err();
+        assert!(
+            matches!(&error, VerifyError::Certificate { place: Place::Bundle(1), fault: CertificateFault::Signature, .. }),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn the_same_document_below_the_forgers_own_root_is_good_where_that_is_trusted() {
+        let root = issue::root(NOW).unwrap();
+        let trusted = TrustedRoot::given(root.certificate.der());
+        assert_eq!(Verifier::new([trusted]).verify(&document_below(root), At::Document).unwrap().root, RootKind::Given);
+    }
+
+    #[test]
+    fn roots_are_read_from_der_and_pem_and_nothing_else() {
+        let root = Certificate::from_der(AWS_ROOT).unwrap();
+        assert_eq!(TrustedRoot::read(AWS_ROOT), Ok(vec![TrustedRoot::AWS]));
+        assert_eq!(TrustedRoot::read(crate::to_pem(&root).repeat(2).as_bytes()), Ok(vec![TrustedRoot::AWS; 2]));
+        assert_eq!(TrustedRoot::read(b""), Err(KeyFileError::NoCertificate));
+        assert!(TrustedRoot::read(&AWS_ROOT[..100]).is_err());
+    }
+}
