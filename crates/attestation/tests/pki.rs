@@ -211,9 +211,12 @@ fn the_last_certificates_end_with_the_root_and_are_used_to_the_end() {
     assert!(signer.document(ends_ms + 1000, &Claims::default()).is_err());
 }
 
+/// What becomes of a file's text.
+type Damage = fn(&str) -> String;
+
 #[test]
 fn damaged_files_are_named_and_never_replaced() {
-    let damages: [(&str, fn(&str) -> String); 7] = [
+    let damages: [(&str, Damage); 7] = [
         ("emptied", |_| String::new()),
         ("not text", |_| "\u{0}\u{1}".into()),
         ("cut", |text| text[..text.len() / 3].into()),

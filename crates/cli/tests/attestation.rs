@@ -1,5 +1,7 @@
 //! `nitroxide attestation`: genuine and local documents verified, shown, refused; the local root and imported ones.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
 mod common;
 
 use std::{

@@ -37,15 +37,15 @@ fn decode(content: Vec<u8>) -> Option<Vec<u8>> {
         return Some(content);
     }
     let text: String = String::from_utf8(content).ok()?.split_whitespace().collect();
-    let decoders: [fn(&str) -> Option<Vec<u8>>; 5] = [
-        |text| hex::decode(text).ok(),
-        |text| Base64::decode_vec(text).ok(),
-        |text| Base64Unpadded::decode_vec(text).ok(),
-        |text| Base64Url::decode_vec(text).ok(),
-        |text| Base64UrlUnpadded::decode_vec(text).ok(),
-    ];
-    // Base64 of a document never reads as hex, since a document begins with `h` in it.
-    decoders.into_iter().find_map(|decoder| decoder(&text)).filter(|bytes| !bytes.is_empty())
+    // Base64 of a document never reads as hex, since it begins with `h` (or, with a tag, `0o`).
+    let bytes = hex::decode(&text).ok().or_else(|| base64(&text))?;
+    (!bytes.is_empty()).then_some(bytes)
+}
+
+/// Both alphabets, with and without padding.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let padded = Base64::decode_vec(text).or_else(|_| Base64Unpadded::decode_vec(text));
+    padded.or_else(|_| Base64Url::decode_vec(text)).or_else(|_| Base64UrlUnpadded::decode_vec(text)).ok()
 }
 
 #[cfg(test)]
