@@ -150,11 +150,11 @@ fn common_names_are_built_like_genuine_ones() {
     };
     let hidden = |name: String| -> String {
         let name = name.replace("ap-south-1", "REGION").replace("aws.nitro-enclaves", "PARTITION.SERVICE");
-        name.strip_suffix(".aws").map_or(name.clone(), |name| format!("{name}.PARTITION"))
+        name.strip_suffix(".aws").map_or_else(|| name.clone(), |name| format!("{name}.PARTITION"))
     };
     let own_hidden = |name: String| -> String {
         let name = name.replace(".local.", ".REGION.").replace("not-aws.nitroxide", "PARTITION.SERVICE");
-        name.strip_suffix(".not-aws").map_or(name.clone(), |name| format!("{name}.PARTITION"))
+        name.strip_suffix(".not-aws").map_or_else(|| name.clone(), |name| format!("{name}.PARTITION"))
     };
     // Region and zone begin with 16 hex digits.
     let masked = |name: String| match name.split_once('.') {
