@@ -83,6 +83,7 @@ impl User {
             .env("NITROXIDE_RUNTIME_DIR", self.runtime())
             .env("NITROXIDE_EXEC_LOG", self.home.path().join("exec.log"))
             .env("XDG_CACHE_HOME", self.home.path().join("cache"))
+            .env("XDG_DATA_HOME", self.home.path().join("data"))
             .env_remove("NITROXIDE_QEMU")
             .env("NITROXIDE_DEVICE", "local")
             .env("NO_COLOR", "1");

@@ -277,6 +277,7 @@ impl Builder {
         // Worlds and sockets of this device stay in the VM's own folder, and vanish with it.
         command
             .env("XDG_RUNTIME_DIR", folder)
+            .env("XDG_DATA_HOME", folder.join("data"))
             .env_remove("NITROXIDE_RUNTIME_DIR")
             .envs(self.device_environment.iter().map(|(name, value)| (name, value)));
         let mut device = Process::start(&command).expect("the program setpriv starts");
