@@ -12,7 +12,7 @@ use crate::issue::{CertificateError, Link};
 use crate::keyfile::{KeyFile, KeyFileError, MAX_PEM_BYTES};
 use crate::level::Level;
 use crate::signer::{Issuing, Signer, SignerError};
-use rustix::fs::FlockOperation;
+use rustix::fs::{Access, FlockOperation};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -170,6 +170,26 @@ impl Pki {
         }
         let _shared = self.lock(FlockOperation::LockShared)?;
         Ok(self.authority()?.map(|authority| authority.root().clone()))
+    }
+
+    /// Whether documents can be made now, as far as a look at folder and root tells. Makes nothing.
+    ///
+    /// # Errors
+    ///
+    /// What would be wrong.
+    pub fn look(&self, now_ms: u64) -> Result<(), PkiError> {
+        if self.folder_exists()? {
+            let _shared = self.lock(FlockOperation::LockShared)?;
+            if let Some(authority) = self.authority()? {
+                return self.check_authority(&authority, Timestamp(now_ms));
+            }
+        }
+        let above = self.folder.ancestors().find(|folder| folder.exists()).unwrap_or(&self.folder);
+        rustix::fs::access(above, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| PkiError::File {
+            path: self.folder.clone(),
+            doing: "making the folder",
+            error: error.into(),
+        })
     }
 
     /// Sets an authority of the user's own: PEM of its certificate with all those above it, up to the root, and of its key. Returns the root.

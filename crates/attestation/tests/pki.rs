@@ -339,6 +339,20 @@ fn a_place_that_cannot_be_written_is_named() {
     fs::write(folder.path().join("data"), "").unwrap();
     let error = refusal(&pki(&folder), NOW_MS);
     assert!(error.to_string().contains("data/nitroxide/pki"), "{error}");
+    assert!(pki(&folder).look(NOW_MS).is_err());
+}
+
+#[test]
+fn a_look_makes_nothing_and_says_what_a_signer_would_meet() {
+    let folder = tempfile::tempdir().unwrap();
+    let pki = pki(&folder);
+    pki.look(NOW_MS).unwrap();
+    assert!(!folder.path().join("data").exists());
+    pki.root(NOW_MS).unwrap();
+    pki.look(NOW_MS).unwrap();
+    assert!(matches!(pki.look(NOW_MS + 31 * 366 * DAY_MS), Err(PkiError::Lapsed { .. })));
+    fs::set_permissions(pki.folder(), Permissions::from_mode(0o755)).unwrap();
+    assert!(matches!(pki.look(NOW_MS), Err(PkiError::Mode { .. })));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Every check looks at one thing, changes nothing but what is stale anyway, and says something a user can act on. Text for people,
 //! `--json` for programs; the exit status is 0 when enclaves can run at all.
 
+mod attestation;
 mod exec;
 mod kernel_module;
 
@@ -74,7 +75,7 @@ pub fn run(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
             .chain(parent_vm(engine.as_ref()))
             .chain([kvm(), kernel()])
             .chain(runtime)
-            .chain([namespaces(), files(), memory()])
+            .chain([namespaces(), files(), memory(), attestation::check()])
             .collect(),
     };
     let works = report.local || report.host;

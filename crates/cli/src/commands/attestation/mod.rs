@@ -70,7 +70,7 @@ fn certificate(certificate: &Certificate) -> Value {
 }
 
 /// Milliseconds since 1970-01-01 UTC; 0 on a clock that is before that.
-fn now_ms() -> u64 {
+pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

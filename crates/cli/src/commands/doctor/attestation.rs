@@ -1,0 +1,20 @@
+//! `doctor`: the local PKI that attestation documents hang from.
+
+use nitroxide_attestation::Pki;
+
+use super::Check;
+use crate::commands::attestation::now_ms;
+
+const NAME: &str = "attestation";
+
+/// Looks at folder and root, and makes nothing.
+pub fn check() -> Check {
+    let pki = match Pki::of_user() {
+        Ok(pki) => pki,
+        Err(error) => return Check::note(NAME, "documents hang from a root that ends with its enclave", error.to_string()),
+    };
+    match pki.look(now_ms()) {
+        Ok(()) => Check::ok(NAME, format!("documents hang from the local root in {}", pki.folder().display())),
+        Err(error) => Check::note(NAME, "enclaves get no documents", error.to_string()),
+    }
+}
