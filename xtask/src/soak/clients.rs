@@ -108,7 +108,10 @@ impl Place {
     fn use_enclave(&self, nitro_cli: &Path, go_client: &Path, id: &str, cid: &str) -> Result<()> {
         let described = self.json(nitro_cli, &["describe-enclaves"])?;
         let [only] = described.as_array().map_or(&[][..], Vec::as_slice) else { bail!("describe-enclaves answered {described}") };
-        ensure!(only["EnclaveID"] == id && only["State"] == "RUNNING" && only["Flags"] == "DEBUG_MODE", "describe-enclaves answered {only}");
+        ensure!(
+            only["EnclaveID"] == id && only["State"] == "RUNNING" && only["Flags"] == "DEBUG_MODE",
+            "describe-enclaves answered {only}"
+        );
         let begun = Instant::now();
         loop {
             match self.exec(go_client, &["ask", cid, SAMPLE_PORT, "echo hello from Go"]) {

@@ -44,7 +44,7 @@ impl Guest {
         let folder = tempfile::tempdir().unwrap();
         let initrd = folder.path().join("initrd");
         write_initrd(&initrd, program);
-        let nsm = nitroxide_nsm::spawn(NsmConfig { module_id: MODULE_ID.into(), pcrs: Box::new(pcrs), debug }).unwrap();
+        let nsm = nitroxide_nsm::spawn(NsmConfig { module_id: MODULE_ID.into(), pcrs: Box::new(pcrs), debug, pki: None }).unwrap();
         let frontend = nsm.take_frontend().unwrap();
         let qemu = start(&initrd, &frontend);
         Self { program, qemu, nsm, _folder: folder }
