@@ -2,7 +2,8 @@
 //!
 //! Everything is done by the product's own commands, as a user would type them; each is shown, timed, and checked.
 
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,6 +19,10 @@ use crate::{guest, setup};
 const SAMPLE_PORT: &str = "5005";
 /// The last thing the sample application says before it serves.
 const READY: &str = "hello: listening";
+/// Bytes of the nonce that a document is asked for with.
+const NONCE_BYTES: usize = 32;
+/// The exit status of `attestation verify` for a document that is not to be believed.
+const NOT_BELIEVED: i32 = 61;
 /// How long a TCG boot on a loaded machine may take before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -64,6 +69,7 @@ pub fn run(context: &Context) -> Result<()> {
         println!("   They agree.");
         Ok(())
     })?;
+    steps.take("attest: a document with a fresh nonce, verified against the local root", || enclave.attest(&expected))?;
     steps.take("terminate", || enclave.terminate())?;
     steps.report();
     println!("\nThe same by hand: {} run --eif-path {} --memory 256 --cpu-count 2", shown(&nitroxide), shown(&image));
@@ -125,6 +131,51 @@ impl<'a> Enclave<'a> {
         let output = client.wait_with_output().into_diagnostic()?;
         ensure!(output.status.success(), "nitroxide vsock connect failed: {}", output.status);
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Has the application ask its NSM for a document, and verifies it; a copy with one changed bit has to be refused.
+    fn attest(&self, expected: &[(String, String)]) -> Result<()> {
+        let mut random = [0; NONCE_BYTES];
+        let mut source = File::open("/dev/urandom").into_diagnostic().wrap_err("Opening the source of random numbers")?;
+        source.read_exact(&mut random).into_diagnostic()?;
+        let nonce: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let document = self.ask(&format!("attest {nonce}"))?;
+        println!("   asked for a document with the nonce {nonce}, got {} bytes", document.trim().len() / 2);
+        let mut arguments = vec!["attestation".to_owned(), "verify".to_owned(), "-".to_owned(), "--nonce".to_owned(), nonce];
+        for (name, value) in expected {
+            arguments.extend(["--pcr".to_owned(), format!("{}={value}", name.trim_start_matches("PCR"))]);
+        }
+        let shown: Vec<_> = arguments.iter().map(|word| if word.len() > 40 { format!("{}…", &word[..40]) } else { word.clone() }).collect();
+        println!("   $ nitroxide {}", shown.join(" "));
+        ensure!(self.verifies(&arguments, document.trim())?, "The enclave's document does not verify");
+        let middle = document.trim().len() / 2;
+        let digit = if document.as_bytes().get(middle) == Some(&b'0') { "1" } else { "0" };
+        let tampered = [&document.trim()[..middle], digit, &document.trim()[middle + 1..]].concat();
+        println!("   the same of a copy with one hex digit changed");
+        ensure!(!self.verifies(&arguments, &tampered)?, "A document that was changed verifies");
+        println!("   refused, as it must be");
+        Ok(())
+    }
+
+    /// Whether a document, given on standard input, is believed; anything but a judgement is an error.
+    fn verifies(&self, arguments: &[String], document: &str) -> Result<bool> {
+        let mut command = Command::new(self.nitroxide);
+        let mut verifier = command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .into_diagnostic()
+            .wrap_err("Starting nitroxide attestation verify")?;
+        let mut input = verifier.stdin.take().ok_or_else(|| miette!("nitroxide attestation verify has no input"))?;
+        input.write_all(document.as_bytes()).into_diagnostic()?;
+        drop(input);
+        let status = verifier.wait().into_diagnostic()?;
+        match status.code() {
+            Some(0) => Ok(true),
+            Some(NOT_BELIEVED) => Ok(false),
+            _ => bail!("nitroxide attestation verify failed: {status}"),
+        }
     }
 
     fn terminate(&self) -> Result<()> {

@@ -5,9 +5,9 @@
 
 mod common;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use ciborium::Value as Cbor;
 use common::{nitroxide, run, text};
@@ -19,6 +19,9 @@ const ROLE: &str = "arn:aws:iam::123456789012:role/Webserver";
 /// sha384(48 zeroes || the text above), made with coreutils' sha384sum.
 const PCR3: &str = "78fce75db17cd4e0a3fb8dad3ad128ca5e77edbb2b2c7f75329dccd99aa5f6ef4fc1f1a452e315b9e98f9e312e6921e6";
 const PCR4: &str = "d6432900ac1c343cb40286898792c55e962aef0cc35c4910c0c286145b51af19e782cb21cc31a042671d7dfbd398251c";
+
+/// The command whose document is looked at.
+const ATTEST: &str = "attest --nonce 00ff --user-data @/data --format hex";
 
 /// What the application runs; the last one keeps the enclave alive.
 const COMMANDS: [&str; 16] = [
@@ -61,7 +64,8 @@ fn an_enclave_attests_image_signer_parent_and_what_it_was_given() {
     assert_eq!(registers[16], format!("PCR16 {} locked", extended[0]));
     assert_eq!(registers[17], format!("PCR17 {} open", "0".repeat(96)));
 
-    let document = payload(&enclave.said("attest --nonce 00ff --user-data @/data --format hex", 0)[0]);
+    let signed = &enclave.said(ATTEST, 0)[0];
+    let document = payload(signed);
     assert_eq!(field(&document, "module_id").as_text().unwrap(), enclave.module_id());
     assert_eq!(field(&document, "nonce").as_bytes().unwrap(), &[0, 0xff]);
     assert_eq!(field(&document, "user_data").as_bytes().unwrap(), b"what the script\nwants to say");
@@ -73,6 +77,18 @@ fn an_enclave_attests_image_signer_parent_and_what_it_was_given() {
         assert_eq!(registers[usize::try_from(index).unwrap()], format!("PCR{index} {value} locked"));
     }
     assert_eq!(pcr(&document, 16), extended[0]);
+
+    // The same by the product's own verifier, against this user's root; and a copy with one changed digit.
+    let expectations = [0, 1, 2, 8].map(|index| format!("--pcr={index}={}", of_image(&format!("PCR{index}"))));
+    let data = format!("--user-data={}", hex::encode(field(&document, "user_data").as_bytes().unwrap()));
+    let words: Vec<&str> = expectations.iter().map(String::as_str).chain(["--nonce=00ff", &data]).collect();
+    let verified: Value = serde_json::from_slice(&verify(signed, &words, 0).stdout).unwrap();
+    assert_eq!((&verified["Verified"], &verified["Root"]), (&Value::Bool(true), &Value::from("local")));
+    let mut changed = signed.clone().into_bytes();
+    let middle = changed.len() / 2;
+    changed[middle] = if changed[middle] == b'0' { b'1' } else { b'0' };
+    verify(&text(&changed), &words, 61);
+    verify(signed, &["--nonce=00fe"], 61);
 
     // Fields and requests that are too long, and output in other forms.
     assert!(enclave.said("attest --public-key @/long", 1)[0].contains("1024 bytes each"));
@@ -90,7 +106,10 @@ fn in_debug_mode_image_and_signer_are_zero_in_documents_and_the_parent_is_not() 
 
     let enclave = Enclave::start(directory.path(), &image, &["--debug-mode"]);
 
-    let document = payload(&enclave.said("attest --nonce 00ff --user-data @/data --format hex", 0)[0]);
+    let signed = &enclave.said(ATTEST, 0)[0];
+    verify(signed, &[], 61);
+    verify(signed, &["--allow-debug"], 0);
+    let document = payload(signed);
     let registers = enclave.said("pcr", 0);
     for index in [0, 1, 2, 8] {
         assert_eq!(pcr(&document, index), "0".repeat(96), "PCR{index}");
@@ -206,6 +225,23 @@ impl Drop for Enclave {
             assert_eq!(ended["EnclaveID"], *self.id);
         }
     }
+}
+
+/// Has a document judged; it has to end with that status.
+fn verify(document: &str, options: &[&str], status: i32) -> Output {
+    let mut command = nitroxide();
+    let mut verifier = command
+        .args(["attestation", "verify", "-"])
+        .args(options)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    verifier.stdin.take().unwrap().write_all(document.as_bytes()).unwrap();
+    let output = verifier.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(status), "{}{}", text(&output.stdout), text(&output.stderr));
+    output
 }
 
 /// The fields of a document in hex.

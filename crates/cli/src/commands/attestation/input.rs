@@ -20,9 +20,14 @@ const RAW_STARTS: [u8; 2] = [0x84, 0xd2];
 pub fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let content = if path == Path::new("-") { standard_input()? } else { image::read_small(path, MAX_INPUT_BYTES)? };
     decode(content).ok_or_else(|| {
-        Failure::new(ErrorCode::SERDE, format!("{} is no attestation document", path.display()))
+        Failure::new(ErrorCode::SERDE, format!("{} is no attestation document", name(path)))
             .help("A document is a CBOR array that begins with the byte 84 (hex), or the base64 or hex of one.")
     })
+}
+
+/// What a document is called in messages.
+pub fn name(path: &Path) -> String {
+    if path == Path::new("-") { "The document on standard input".to_owned() } else { path.display().to_string() }
 }
 
 fn standard_input() -> Result<Vec<u8>, Failure> {

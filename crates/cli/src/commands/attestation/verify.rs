@@ -74,7 +74,8 @@ fn failure(arguments: &VerifyArguments, error: VerifyError) -> Failure {
         VerifyError::Debug => Some("To take it all the same: --allow-debug."),
         _ => None,
     };
-    let failure = Failure::new(ErrorCode::ATTESTATION, format!("{} is not to be believed", arguments.document.display())).because(error);
+    let failure =
+        Failure::new(ErrorCode::ATTESTATION, format!("{} is not to be believed", input::name(&arguments.document))).because(error);
     match help {
         Some(help) => failure.help(help),
         None => failure,
