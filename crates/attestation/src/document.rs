@@ -23,10 +23,8 @@ pub const MAX_PCRS: u64 = 32;
 pub enum DocumentError {
     /// The envelope of the document is not as it must be.
     Envelope(#[from] EnvelopeError),
-    /// The payload is not one CBOR map of definite length: {0}.
+    /// The payload is not one CBOR map: {0}.
     Structure(String),
-    /// The payload has a field `{0}`, which documents do not have.
-    UnknownField(String),
     /// The payload has the field `{0}` twice.
     Repeated(&'static str),
     /// The payload lacks the field `{0}`.
@@ -88,7 +86,8 @@ impl Document {
 
     /// Reads the payload of an envelope.
     ///
-    /// Fields may come in any order, and an optional one may be null or left out. A field of another name is refused.
+    /// Fields may come in any order, and an optional one may be null or left out. Fields of other names are passed over. Maps and the array may have an indefinite length
+    /// (RFC 8949 section 3.2): AWS's devices wrote the payload's map with a definite one at first and write it with an indefinite one since.
     ///
     /// # Errors
     ///
@@ -97,8 +96,8 @@ impl Document {
         let mut fields = Fields::default();
         let mut cbor = Decoder::new(payload);
         let structure = |error: minicbor::decode::Error| DocumentError::Structure(error.to_string());
-        let count = cbor.map().map_err(structure)?.ok_or_else(|| DocumentError::Structure("its length is indefinite".into()))?;
-        for _ in 0..count {
+        let mut entries = Entries(cbor.map().map_err(structure)?);
+        while entries.has_next(&mut cbor).map_err(structure)? {
             let name = cbor.str().map_err(structure)?;
             fields.read(name, &mut cbor)?;
         }
@@ -113,6 +112,27 @@ impl Document {
     #[must_use]
     pub fn is_debug(&self) -> bool {
         (0..=2).all(|index| self.pcrs.get(&index).is_none_or(|value| value.iter().all(|byte| *byte == 0)))
+    }
+}
+
+/// Goes through a map or an array: how many entries are left, or `None` up to a break.
+struct Entries(Option<u64>);
+
+impl Entries {
+    /// Whether another entry follows; the break is read.
+    fn has_next(&mut self, cbor: &mut Decoder<'_>) -> Result<bool, minicbor::decode::Error> {
+        match &mut self.0 {
+            Some(0) => Ok(false),
+            Some(left) => {
+                *left -= 1;
+                Ok(true)
+            }
+            None if cbor.datatype()? == Type::Break => {
+                cbor.set_position(cbor.position().saturating_add(1));
+                Ok(false)
+            }
+            None => Ok(true),
+        }
     }
 }
 
@@ -142,7 +162,8 @@ impl Fields {
             "public_key" => once(&mut self.public_key, "public_key", optional(cbor, "public_key", 1)?),
             "user_data" => once(&mut self.user_data, "user_data", optional(cbor, "user_data", 0)?),
             "nonce" => once(&mut self.nonce, "nonce", optional(cbor, "nonce", 0)?),
-            other => Err(DocumentError::UnknownField(other.chars().take(64).flat_map(char::escape_default).collect())),
+            // Signed with the rest, and of a device that says more than those of today.
+            _ => cbor.skip().map_err(|error| DocumentError::Structure(error.to_string())),
         }
     }
 
@@ -192,13 +213,13 @@ fn timestamp(cbor: &mut Decoder<'_>) -> Result<u64, DocumentError> {
 }
 
 fn pcrs(cbor: &mut Decoder<'_>) -> Result<BTreeMap<u8, Vec<u8>>, DocumentError> {
-    let indefinite = || DocumentError::Type { field: "pcrs", reason: "its length is indefinite".into() };
-    let length = cbor.map().map_err(of_type("pcrs"))?.ok_or_else(indefinite)?;
-    if length == 0 || length > MAX_PCRS {
-        return Err(DocumentError::Length { field: "pcrs", length, allowed: "1 to 32 registers" });
+    let of_length = |length| DocumentError::Length { field: "pcrs", length, allowed: "1 to 32 registers" };
+    let mut entries = Entries(cbor.map().map_err(of_type("pcrs"))?);
+    if let Some(length) = entries.0.filter(|length| *length > MAX_PCRS) {
+        return Err(of_length(length));
     }
     let mut pcrs = BTreeMap::new();
-    for _ in 0..length {
+    while entries.has_next(cbor).map_err(of_type("pcrs"))? {
         let number = cbor.u64().map_err(of_type("pcrs"))?;
         let index = u8::try_from(number).ok().filter(|_| number < MAX_PCRS).ok_or(DocumentError::PcrIndex(number))?;
         let value = cbor.bytes().map_err(of_type("pcrs"))?;
@@ -209,16 +230,23 @@ fn pcrs(cbor: &mut Decoder<'_>) -> Result<BTreeMap<u8, Vec<u8>>, DocumentError> 
             return Err(DocumentError::PcrIndex(number));
         }
     }
-    Ok(pcrs)
+    if pcrs.is_empty() { Err(of_length(0)) } else { Ok(pcrs) }
 }
 
 fn cabundle(cbor: &mut Decoder<'_>) -> Result<Vec<Vec<u8>>, DocumentError> {
-    let indefinite = || DocumentError::Type { field: "cabundle", reason: "its length is indefinite".into() };
-    let length = cbor.array().map_err(of_type("cabundle"))?.ok_or_else(indefinite)?;
-    if length == 0 || length > MAX_BUNDLE as u64 {
-        return Err(DocumentError::Length { field: "cabundle", length, allowed: "1 to 16 certificates" });
+    let of_length = |length| DocumentError::Length { field: "cabundle", length, allowed: "1 to 16 certificates" };
+    let mut entries = Entries(cbor.array().map_err(of_type("cabundle"))?);
+    if let Some(length) = entries.0.filter(|length| *length > MAX_BUNDLE as u64) {
+        return Err(of_length(length));
     }
-    (0..length).map(|_| bytes(cbor, "cabundle", 1)).collect()
+    let mut bundle = Vec::new();
+    while entries.has_next(cbor).map_err(of_type("cabundle"))? {
+        bundle.push(bytes(cbor, "cabundle", 1)?);
+        if bundle.len() > MAX_BUNDLE {
+            return Err(of_length(bundle.len() as u64));
+        }
+    }
+    if bundle.is_empty() { Err(of_length(0)) } else { Ok(bundle) }
 }
 
 fn optional(cbor: &mut Decoder<'_>, field: &'static str, least: usize) -> Result<Option<Vec<u8>>, DocumentError> {
