@@ -45,7 +45,7 @@ enum Chore {
     /// Builds a kernel that checks itself (KASAN, lockdep) and tries the module in it; not part of test (docs/kernel-debug.md)
     KmodDebug(kmod::debug::Options),
     /// Heavy loops that are too long for every test run: 20 enclaves at once, gigabytes over vsock
-    Soak,
+    Soak(soak::Options),
 }
 
 fn main() -> Result<()> {
@@ -61,6 +61,6 @@ fn main() -> Result<()> {
         Chore::ParentVm(options) => parent_vm::run(&context, &options),
         Chore::Kmod(options) => kmod::run(&context, &options),
         Chore::KmodDebug(options) => kmod::debug::run(&context, &options),
-        Chore::Soak => soak::run(&context),
+        Chore::Soak(options) => soak::run(&context, &options),
     }
 }

@@ -14,31 +14,50 @@ use crate::{guest, kmod, setup};
 /// Random call sequences of the driver core against its model; the ordinary run has 100 000.
 const DRIVER_SEQUENCES: &str = "3000000";
 
+/// Which loops to run.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Only loops whose name contains this: enclaves, driver, vsock, clients, stress
+    filter: Option<String>,
+}
+
 /// Runs the heavy loops.
-pub fn run(context: &Context) -> Result<()> {
+pub fn run(context: &Context, options: &Options) -> Result<()> {
+    let wanted = |name: &str| options.filter.as_deref().is_none_or(|part| name.contains(part));
     let mut steps = Steps::default();
     steps.take("setup", || setup::run(context))?;
     steps.take("setup: what only tests need", || setup::extras(context, setup::Extras::Tests))?;
     steps.take("guest programs", || guest::run(context))?;
-    steps.take("20 enclaves at once", || {
-        context::run(context.cargo(["test", "--package", "nitroxide-cli", "--test", "many"]).env("NITROXIDE_SOAK", "1"))
-    })?;
-    steps.take("the driver core against its model", || {
-        let mut command = context.cargo(["test", "--package", "nitroxide-driver", "--test", "model"]);
-        context::run(command.env("NITROXIDE_MODEL_SEQUENCES", DRIVER_SEQUENCES))
-    })?;
-    steps.take("vsock through a real guest, five times", || {
-        for _ in 0..5 {
-            context::run(&mut context.cargo(["test", "--package", "nitroxide-vsock", "--test", "guest"]))?;
-        }
-        Ok(())
-    })?;
-    clients::run(context, &mut steps)?;
-    steps.take("our kernel module", || kmod::build(context))?;
-    steps.take("five minutes of many calls at once on our kernel module", || {
-        let mut command = context.cargo(["test", "--package", "nitroxide-conformance", "--examples", "--test", "drivers", "--", "stress"]);
-        context::run(command.env("NITROXIDE_SOAK", "1"))
-    })?;
+    if wanted("enclaves") {
+        steps.take("20 enclaves at once", || {
+            context::run(context.cargo(["test", "--package", "nitroxide-cli", "--test", "many"]).env("NITROXIDE_SOAK", "1"))
+        })?;
+    }
+    if wanted("driver") {
+        steps.take("the driver core against its model", || {
+            let mut command = context.cargo(["test", "--package", "nitroxide-driver", "--test", "model"]);
+            context::run(command.env("NITROXIDE_MODEL_SEQUENCES", DRIVER_SEQUENCES))
+        })?;
+    }
+    if wanted("vsock") {
+        steps.take("vsock through a real guest, five times", || {
+            for _ in 0..5 {
+                context::run(&mut context.cargo(["test", "--package", "nitroxide-vsock", "--test", "guest"]))?;
+            }
+            Ok(())
+        })?;
+    }
+    if wanted("clients") {
+        clients::run(context, &mut steps)?;
+    }
+    if wanted("stress") {
+        steps.take("our kernel module", || kmod::build(context))?;
+        steps.take("five minutes of many calls at once on our kernel module", || {
+            let mut command =
+                context.cargo(["test", "--package", "nitroxide-conformance", "--examples", "--test", "drivers", "--", "stress"]);
+            context::run(command.env("NITROXIDE_SOAK", "1"))
+        })?;
+    }
     steps.report();
     Ok(())
 }
