@@ -71,8 +71,8 @@ impl Mapping {
 /// Whose pages they are, so that the same one can be told when it is given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Whose {
-    /// Memory of a process that no other has: addresses.
-    Process(i32),
+    /// Private memory of a process: addresses, where this file (none is zeros) is mapped.
+    Process(i32, Identity),
     /// A file: offsets in it.
     File(Identity),
 }
@@ -122,9 +122,10 @@ impl Region {
     pub(crate) fn pages(&self, process: i32) -> Vec<Pages> {
         let parts = self.mappings.iter().map(|mapping| {
             let (start, end) = self.part(mapping);
-            if mapping.is_anonymous() || mapping.is_private {
-                return Pages { whose: Whose::Process(process), start, end };
+            if mapping.is_private {
+                return Pages { whose: Whose::Process(process, mapping.identity()), start, end };
             }
+            // Shared memory without a name has a file of the kernel's own.
             let in_file = |address: u64| mapping.offset.saturating_add(address - mapping.start);
             Pages { whose: Whose::File(mapping.identity()), start: in_file(start), end: in_file(end) }
         });

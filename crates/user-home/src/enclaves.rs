@@ -34,8 +34,6 @@ const LARGEST_REGION: u64 = 1 << 40;
 pub(crate) struct Enclaves {
     device: ServedDevice,
     open: Mutex<HashMap<Identity, Arc<Open>>>,
-    /// The pages that enclaves have.
-    given: Mutex<Vec<Given>>,
     /// Held while closed ones are released, so that who needs what they had can wait for it.
     closing: Mutex<()>,
     /// How many descriptors are being handed out.
@@ -57,19 +55,14 @@ impl Drop for Handing<'_> {
     }
 }
 
-/// Pages that an enclave has. What was copied has no pages of its own, so the device cannot tell that one is given twice.
-#[derive(Debug)]
-struct Given {
-    slot: SlotUid,
-    pages: Pages,
-}
-
 /// An enclave that somebody has a descriptor of.
 #[derive(Debug)]
 pub(crate) struct Open {
     enclave: ServedEnclave,
     owner: Owner,
     user: u32,
+    /// The pages that it has. What was copied has no pages of its own, so the device cannot tell that one is given twice.
+    given: Mutex<Vec<Pages>>,
 }
 
 impl Open {
@@ -82,14 +75,7 @@ impl Open {
 
 impl Enclaves {
     pub(crate) fn new(device: ServedDevice) -> Self {
-        Self {
-            device,
-            open: Mutex::default(),
-            given: Mutex::default(),
-            closing: Mutex::default(),
-            in_hand: Mutex::default(),
-            handed: Condvar::new(),
-        }
+        Self { device, open: Mutex::default(), closing: Mutex::default(), in_hand: Mutex::default(), handed: Condvar::new() }
     }
 
     /// The device.
@@ -111,7 +97,6 @@ impl Enclaves {
         let mut open = lock(&self.open);
         let gone: Vec<_> = open.extract_if(|_, open| is_gone(open)).collect();
         drop(open);
-        lock(&self.given).retain(|given| !gone.iter().any(|(_, open)| open.enclave.slot_uid() == given.slot));
         // Stops and frees it, unless a call is under way, which then does so.
         drop(gone);
     }
@@ -146,31 +131,32 @@ impl Enclaves {
         if let Err(code) = call::create_vm(&mut client, enclave.slot_uid(), argument) {
             return Answer::Error(code.number());
         }
-        lock(&self.open).insert(handed.identity(), Arc::new(Open { enclave, owner, user }));
+        lock(&self.open).insert(handed.identity(), Arc::new(Open { enclave, owner, user, given: Mutex::default() }));
         Answer::Handed(handed, true)
     }
 
     /// Notes pages for an enclave; 262 if one of them is another's, or its own already.
-    fn note_given(&self, slot: SlotUid, pages: &[Pages]) -> Result<(), Code> {
-        // Addresses of a process that is gone, or has executed another program, are nobody's any more.
-        let is_gone = |slot: SlotUid| lock(&self.open).values().any(|open| open.enclave.slot_uid() == slot && !open.owner.lives());
-        let mut given = lock(&self.given);
-        let taken = given.iter().filter(|given| pages.iter().any(|pages| pages.overlap(&given.pages)));
-        if taken.into_iter().any(|given| matches!(given.pages.whose, Whose::File(_)) || !is_gone(given.slot)) {
+    fn note_given(&self, to: &Open, pages: &[Pages]) -> Result<(), Code> {
+        let is_taken = |from: &Open| {
+            let given = lock(&from.given);
+            let mut taken = given.iter().filter(|given| pages.iter().any(|pages| pages.overlap(given)));
+            // Addresses of a process that is gone, or has executed another program, are nobody's any more.
+            taken.any(|given| matches!(given.whose, Whose::File(_)) || from.owner.lives())
+        };
+        // Held until they are noted, so that of two who give the same page one is refused.
+        let open = lock(&self.open);
+        if open.values().any(|open| is_taken(open)) {
             return Err(Code::MEM_REGION_ALREADY_USED);
         }
-        given.extend(pages.iter().map(|pages| Given { slot, pages: *pages }));
+        lock(&to.given).extend(pages);
         Ok(())
     }
 
     /// Nobody has these pages: they were mapped this moment, where others may have been before.
     pub(crate) fn renew(&self, pages: &Pages) {
-        lock(&self.given).retain(|given| !given.pages.overlap(pages));
-    }
-
-    /// Forgets pages that an enclave was not given after all.
-    fn forget_given(&self, slot: SlotUid, pages: &[Pages]) {
-        lock(&self.given).retain(|given| given.slot != slot || !pages.contains(&given.pages));
+        for open in lock(&self.open).values() {
+            lock(&open.given).retain(|given| !given.overlap(pages));
+        }
     }
 
     /// A command on the device that is no NE_CREATE_VM.
@@ -203,11 +189,11 @@ impl Enclaves {
             // What was closed before this call is free for it.
             self.settle();
         }
-        let slot = open.enclave.slot_uid();
-        let mut client = Calling { enclave: Some((&open.owner, slot)), ..self.calling(caller, huge) };
+        let mut client = Calling { enclave: Some(open), ..self.calling(caller, huge) };
         let result = open.enclave.call(&mut client, &FACTS, word, argument);
         if result.is_err() {
-            self.forget_given(slot, &client.noted);
+            // It has not got them after all.
+            lock(&open.given).retain(|given| !client.noted.contains(given));
         }
         result.into()
     }
@@ -216,8 +202,8 @@ impl Enclaves {
 /// A caller as the driver core sees it.
 struct Calling<'a> {
     caller: &'a Caller<'a>,
-    /// The enclave, for calls that have one, and who made it.
-    enclave: Option<(&'a Owner, SlotUid)>,
+    /// The enclave, for calls that have one.
+    enclave: Option<&'a Open>,
     huge: &'a HugePages,
     enclaves: &'a Enclaves,
     /// Bytes of the region that is being given.
@@ -238,7 +224,7 @@ impl Client for Calling<'_> {
     }
 
     fn is_owner(&self) -> bool {
-        self.enclave.is_some_and(|(owner, _)| owner.is(self.caller))
+        self.enclave.is_some_and(|open| open.owner.is(self.caller))
     }
 
     fn is_user_range(&self, address: u64, size: u64) -> bool {
@@ -256,9 +242,9 @@ impl Client for Calling<'_> {
     /// The memory is taken as one page of the size of the region: a copy has no pages of its own.
     fn pin_next(&mut self, pages: &mut DonatedPages, address: u64) -> Result<Page, Code> {
         let region = Region::look(self.caller, self.huge, address, self.region_bytes)?;
-        let (owner, slot) = self.enclave.ok_or(Code::EFAULT)?;
-        let given = region.pages(owner.process());
-        self.enclaves.note_given(slot, &given)?;
+        let open = self.enclave.ok_or(Code::EFAULT)?;
+        let given = region.pages(open.owner.process());
+        self.enclaves.note_given(open, &given)?;
         self.noted = given;
         pages.donate(region.take(self.caller, self.huge, &self.enclaves.device)?)
     }

@@ -30,6 +30,9 @@ const LAST_ADDRESS: u64 = 0x6000_0000_0000;
 const SIZE_SHIFT: u32 = 26;
 const SIZE_MASK: u32 = 0x3F;
 
+/// What `/proc/PID/maps` says where there is none.
+const NO_FILE: Identity = (0, 0);
+
 /// `HUGETLBFS_MAGIC` (linux/magic.h).
 const HUGETLBFS_MAGIC: u64 = 0x9584_58F6;
 
@@ -176,7 +179,7 @@ impl HugePages {
         let enter = |start: u64| {
             if is_anonymous {
                 let end = start.saturating_add(length);
-                renewed(Pages { whose: Whose::Process(process), start, end });
+                renewed(Pages { whose: Whose::Process(process, NO_FILE), start, end });
                 self.enter(Range { process, start, end });
             }
         };
@@ -288,7 +291,7 @@ fn again(caller: &Caller<'_>, notification: &Notification, wanted: Wanted, done:
     let changed = libc::user_regs_struct { rdi: wanted.address, rsi: wanted.length, r10: wanted.flags.into(), ..original };
     let result = carry_out(&mut client, &original, &changed);
     let signal = match result {
-        Ok(Done::Interrupted(signal)) => Some(signal),
+        Ok(Done::Interrupted(signal)) => signal,
         Ok(Done::Returned(value)) if !is_errno(value) => {
             done(value);
             None
@@ -307,7 +310,8 @@ fn again(_caller: &Caller<'_>, _notification: &Notification, _wanted: Wanted, _d
 #[cfg(target_arch = "x86_64")]
 enum Done {
     Returned(u64),
-    Interrupted(i32),
+    /// By a signal, or because its process is to stop.
+    Interrupted(Option<i32>),
 }
 
 /// From the stop before the call to the one after it.
@@ -318,12 +322,12 @@ fn carry_out(client: &mut Seized, original: &libc::user_regs_struct, changed: &l
         client.run_to_call()?;
         match client.wait()? {
             Stopped::AtCall => {}
-            Stopped::Signal(signal) => {
-                // Before the call: it is made again after the signal, and trapped as it was.
+            // Before the call: it is made again afterwards, and trapped as it was.
+            stopped => {
                 client.set_registers(original)?;
+                let signal = if let Stopped::Signal(signal) = stopped { Some(signal) } else { None };
                 return Ok(Done::Interrupted(signal));
             }
-            Stopped::Interrupted => return Err(std::io::ErrorKind::Interrupted.into()),
         }
     }
     let after = client.registers()?;

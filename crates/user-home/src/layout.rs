@@ -28,8 +28,8 @@ use rustix::net::{
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, pidfd_getfd, pidfd_open, pidfd_send_signal,
-    set_child_subreaper, setrlimit, wait, waitpid,
+    DumpableBehavior, Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, WaitOptions, dumpable_behavior, getpid, getrlimit,
+    pidfd_getfd, pidfd_open, pidfd_send_signal, set_child_subreaper, setrlimit, wait, waitpid,
 };
 
 use crate::filter::{Instruction, Part, program, rules};
@@ -305,16 +305,16 @@ fn supervise(
         Ok(both) => both,
         Err(error) => return failed("Calls of the client cannot be looked at", &explained(&error)),
     };
-    let client = match look_into(process) {
-        Ok(client) => client,
-        Err(error) => return failed("The client cannot be looked into", &whose_fault(&error)),
+    let (client, has_copies) = match look_into(process) {
+        Ok(both) => both,
+        Err(error) => return failed("The client's memory cannot be read", &whose_fault(&error)),
     };
     // On an error the client has no go-ahead, and ends without having begun.
     let device = match open() {
         Ok(device) => device,
         Err(text) => return failed("There is no device for the client", &text),
     };
-    let supervisor = match Supervisor::new(listener, device) {
+    let supervisor = match Supervisor::new(listener, device, has_copies) {
         Ok(supervisor) => Arc::new(supervisor),
         Err(error) => return failed("The device cannot be served", &error),
     };
@@ -406,20 +406,22 @@ fn let_go_of_terminal() {
     let _ = rustix::stdio::dup2_stderr(log.as_ref().unwrap_or(&nothing));
 }
 
-/// Tries on a client, which is still a copy of this process, what is needed to answer its calls; gives its pidfd.
-fn look_into(client: Pid) -> io::Result<OwnedFd> {
+/// Tries on a client, which is still a copy of this process, what is needed to answer its calls: its memory must be read, its sockets need copies of descriptors.
+/// Gives its pidfd, and whether its descriptors can be copied.
+fn look_into(client: Pid) -> io::Result<(OwnedFd, bool)> {
     static SOMETHING: u8 = 42;
     let pidfd = pidfd_open(client, PidfdFlags::empty())?;
-    let address = u64::try_from(std::ptr::from_ref(&SOMETHING).addr()).map_err(|_| io::ErrorKind::InvalidData)?;
-    sys::read_memory(client.as_raw_nonzero().get(), address, &mut [0])?;
-    // It need not be open.
-    match pidfd_getfd(&pidfd, 0, PidfdGetfdFlags::empty()) {
-        Ok(_) | Err(Errno::BADF) => Ok(pidfd),
-        Err(errno) => Err(errno.into()),
+    // A copy of a program that may not be read cannot be looked into; what it executes can.
+    if dumpable_behavior() == Ok(DumpableBehavior::Dumpable) {
+        let address = u64::try_from(std::ptr::from_ref(&SOMETHING).addr()).map_err(|_| io::ErrorKind::InvalidData)?;
+        sys::read_memory(client.as_raw_nonzero().get(), address, &mut [0])?;
     }
+    // It need not be open.
+    let has_copies = matches!(pidfd_getfd(&pidfd, 0, PidfdGetfdFlags::empty()), Ok(_) | Err(Errno::BADF));
+    Ok((pidfd, has_copies))
 }
 
-/// What EPERM and its like mean where a client is looked into.
+/// What EPERM and its like mean where a client's memory is read.
 fn whose_fault(error: &io::Error) -> String {
     let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
     match (error.raw_os_error(), scope.trim()) {
@@ -427,8 +429,8 @@ fn whose_fault(error: &io::Error) -> String {
             format!("{error}: Yama forbids it (kernel.yama.ptrace_scope is {}; set it to 1, or run `nitroxide exec` as root)", scope.trim())
         }
         (Some(libc::EPERM | libc::EACCES | libc::ENOSYS), _) => format!(
-            "{error}: in a container, allow process_vm_readv, process_vm_writev, ptrace and pidfd_getfd in its seccomp profile; \
-             on the machine, look for a security module that forbids them"
+            "{error}: in a container, allow process_vm_readv, process_vm_writev and ptrace in its seccomp profile; on the machine, look for a security \
+             module that forbids them"
         ),
         _ => error.to_string(),
     }

@@ -46,15 +46,17 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
+    /// Without copies of clients' descriptors there is no AF_VSOCK.
+    ///
     /// # Errors
     ///
     /// EMFILE and the like.
-    pub(crate) fn new(listener: OwnedFd, device: ServedDevice) -> io::Result<Self> {
+    pub(crate) fn new(listener: OwnedFd, device: ServedDevice, has_copies: bool) -> io::Result<Self> {
         sys::take_turns(listener.as_fd());
         let device_file = rustix::fs::open(STAND_IN, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self {
             listener,
-            sockets: Sockets::new(device.world().clone())?,
+            sockets: Sockets::new(device.world().clone(), has_copies)?,
             enclaves: Enclaves::new(device),
             huge: HugePages::default(),
             watch: Watch::new()?,

@@ -291,6 +291,59 @@ fn directed_conformance_cases_are_answered_as_by_the_c_driver() {
 }
 
 #[test]
+fn a_page_is_given_once_however_it_comes_and_a_new_one_in_its_place_is_another() {
+    const SAID: &str = "\
+a page: 0
+to another enclave: 262
+when the first is closed: 0
+a new page in its place: 0
+the first of two that is taken: 14
+a file's page: 0
+under another address: 262
+the file's next page: 0
+a private page of a file: 0
+one of another file in its place: 0
+shared memory in a child: 262
+private memory in a child: 0
+what a closed enclave was given: 0
+failures while stopped: 0
+";
+    let user = User::new();
+    let program = user.bring("memory", &example("memory"));
+    let output = user.run(&[program]);
+    assert_eq!(text(&output.stdout), SAID, "{}", text(&output.stderr));
+    user.nothing_is_left();
+}
+
+#[test]
+fn in_a_container_what_its_profile_forbids_is_missing_and_named() {
+    let user = User::new();
+    let restricted = user.bring("restricted", &example("restricted"));
+    let program = user.bring("nitroxide-conformance", &guest_program("nitroxide-conformance"));
+    let run = |calls: &str, client: &[&str]| {
+        let mut command = Command::new("setpriv");
+        if rustix::process::geteuid().is_root() {
+            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+        }
+        command.arg(&restricted).arg(calls).arg(user.path("supervise")).arg(user.path("world")).args(client).current_dir("/");
+        command.output().unwrap()
+    };
+    // Docker's own: no AF_VSOCK, and what it leaves to those who may trace.
+    let device = run("vsock,pidfd_getfd,kcmp", &["test", "-c", "/dev/nitro_enclaves"]);
+    assert_eq!(device.status.code(), Some(0), "{}", text(&device.stderr));
+    let sockets = |calls: &str| text(&run(calls, &[program.to_str().unwrap(), "vsock", "--filter", "socket"]).stdout);
+    for calls in ["vsock,pidfd_getfd,kcmp", "pidfd_getfd"] {
+        assert!(sockets(calls).contains("socket(STREAM) -> EPERM"), "{calls}: {}", sockets(calls));
+    }
+    // Podman's: all of it.
+    assert!(sockets("kcmp").contains("socket(STREAM) -> descriptor"), "{}", sockets("kcmp"));
+    let refused = run("process_vm_readv", &["true"]);
+    assert_eq!(refused.status.code(), Some(125));
+    assert!(text(&refused.stderr).contains("memory cannot be read") && text(&refused.stderr).contains("process_vm_readv"), "{refused:?}");
+    user.nothing_is_left();
+}
+
+#[test]
 fn asynchronous_clients_and_their_server_meet() {
     let user = User::new();
     let program = user.bring("asynchronous", &example("asynchronous"));

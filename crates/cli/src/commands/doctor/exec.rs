@@ -5,6 +5,7 @@ use std::process::Command;
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, socket_with},
+    process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
 };
 
 use super::Check;
@@ -37,12 +38,18 @@ pub(super) fn check() -> Check {
 }
 
 fn sockets() -> Check {
-    match socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None) {
-        Err(Errno::PERM | Errno::ACCESS | Errno::NOSYS) => Check::note(
-            NAME,
-            "`nitroxide exec` works, but AF_VSOCK is forbidden here",
-            "A container's seccomp profile forbids it; give the container one that allows socket(40)",
-        ),
-        _ => Check::ok(NAME, "`nitroxide exec` shows programs a machine with Nitro Enclaves"),
-    }
+    let socket = socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    let copy = pidfd_open(getpid(), PidfdFlags::empty()).and_then(|own| pidfd_getfd(own, 0, PidfdGetfdFlags::empty()));
+    let is_forbidden = |errno: Option<Errno>| matches!(errno, Some(Errno::PERM | Errno::ACCESS | Errno::NOSYS));
+    let forbidden = match (is_forbidden(socket.err()), is_forbidden(copy.err())) {
+        (false, false) => return Check::ok(NAME, "`nitroxide exec` shows programs a machine with Nitro Enclaves"),
+        (true, false) => "socket(40)",
+        (false, true) => "pidfd_getfd",
+        (true, true) => "socket(40) and pidfd_getfd",
+    };
+    Check::note(
+        NAME,
+        "`nitroxide exec` works, but without AF_VSOCK",
+        format!("A container's seccomp profile forbids it; give the container one that allows {forbidden}"),
+    )
 }
