@@ -149,9 +149,8 @@ fn fault_of_arn(text: &str) -> Option<&'static str> {
     }
     let mut parts = text.splitn(6, ':');
     let mut next = || parts.next().unwrap_or_default();
-    let is_partition = |name: &str| {
-        name == "aws" || name.strip_prefix("aws-").is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'))
-    };
+    let is_word = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    let is_partition = |name: &str| name == "aws" || name.strip_prefix("aws-").is_some_and(|rest| rest.split('-').all(is_word));
     if next() != "arn" || !is_partition(next()) {
         return Some("it does not begin with arn: and a partition such as aws");
     }
@@ -163,7 +162,8 @@ fn fault_of_arn(text: &str) -> Option<&'static str> {
         return Some("its account is not 12 digits");
     }
     let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"+=,.@_-/".contains(&byte);
-    let is_name = |name: &str| !name.is_empty() && !name.ends_with('/') && name.bytes().all(is_of_name);
+    // A path is `/` or has something between its first and last slash, among it slashes (IAM's CreateRole, Path): so `role//x` is none.
+    let is_name = |name: &str| !name.is_empty() && !name.starts_with('/') && !name.ends_with('/') && name.bytes().all(is_of_name);
     if next().strip_prefix("role/").is_some_and(is_name) { None } else { Some("it does not end with role/ and a role's name") }
 }
 
@@ -201,6 +201,7 @@ mod tests {
             "arn:aws:iam::123456789012:role/Webserver",
             "arn:aws-us-gov:iam::123456789012:role/path/to/a+b=c,d.e@f_g-h",
             "arn:aws-cn:iam::000000000000:role/x",
+            "arn:aws-iso-b:iam::000000000000:role/x",
         ] {
             assert_eq!(right.parse::<RoleArn>().unwrap().as_str(), right);
         }
@@ -208,11 +209,15 @@ mod tests {
             ("", "begin"),
             ("Webserver", "begin"),
             ("arn:azure:iam::123456789012:role/x", "begin"),
+            ("arn:aws-:iam::123456789012:role/x", "begin"),
+            ("arn:aws-cn-:iam::123456789012:role/x", "begin"),
             ("arn:aws:s3::123456789012:role/x", "iam"),
             ("arn:aws:iam:eu-west-1:123456789012:role/x", "region"),
             ("arn:aws:iam::12345678901:role/x", "12 digits"),
             ("arn:aws:iam::123456789012:user/x", "role/"),
             ("arn:aws:iam::123456789012:role/", "name"),
+            ("arn:aws:iam::123456789012:role//x", "name"),
+            ("arn:aws:iam::123456789012:role/x/", "name"),
             ("arn:aws:iam::123456789012:role/a b", "name"),
             ("arn:aws:iam::123456789012:role/a:b", "name"),
             ("arn:aws:iam::123456789012:role/x\n", "name"),
