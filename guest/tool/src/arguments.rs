@@ -78,6 +78,10 @@ impl Data {
 
 /// Reads the command line.
 pub fn parse(words: &[OsString]) -> Result<Command, Failure> {
+    // Wherever it stands: it can be neither data nor a number, and who asks for help may not know what else is needed.
+    if words.iter().any(|word| word == "--help" || word == "-h") {
+        return Ok(Command::Help);
+    }
     let mut words = Words(words.iter());
     let Some(command) = words.0.next() else { return Err(Failure::Usage("what is to be done?".to_owned())) };
     let command = match command.as_encoded_bytes() {
@@ -90,7 +94,7 @@ pub fn parse(words: &[OsString]) -> Result<Command, Failure> {
             word => Command::Lock(index(word)?),
         },
         b"random" => random(&mut words)?,
-        b"help" | b"--help" | b"-h" => Command::Help,
+        b"help" => Command::Help,
         b"version" | b"--version" | b"-V" => Command::Version,
         _ => return Err(Failure::Usage(format!("there is no command `{}`", shown(command)))),
     };
@@ -195,6 +199,11 @@ mod tests {
             ("random 32", Command::Random(32, Format::Hex)),
             ("random 32 --format base64", Command::Random(32, Format::Base64)),
             ("--help", Command::Help),
+            ("attest --help", Command::Help),
+            ("attest --nonce --help", Command::Help),
+            ("extend 16 00 -h", Command::Help),
+            ("describe -h all", Command::Help),
+            ("version --help", Command::Help),
             ("version", Command::Version),
         ];
         for (line, command) in cases {
@@ -208,6 +217,7 @@ mod tests {
             ("", "what is to be done"),
             ("atest", "no command `atest`"),
             ("attest 00", "`00` is not an option"),
+            ("attest --nonce=--help", "not hex"),
             ("attest --nonce", "the value of --nonce is missing"),
             ("attest --nonce 0", "not hex"),
             ("attest --nonce 00 --nonce 00", "twice"),

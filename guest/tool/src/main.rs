@@ -25,7 +25,7 @@ Asks the Nitro Secure Module of this enclave (/dev/nsm).
   nitroxide-guest lock N         locks register N for ever; `lock --below N` all registers below N
   nitroxide-guest random BYTES [--format raw|base64|hex]
                                  so many random bytes; hex unless told otherwise
-  nitroxide-guest help | version
+  nitroxide-guest help | version (also --help behind any command)
 
 DATA is hex (00ff…), @FILE for the bytes of a file, or - for standard input.
 Exit status: 0; 1 if it could not be done; 2 for a command line that is not understood.
