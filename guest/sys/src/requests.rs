@@ -139,18 +139,7 @@ impl Nsm {
     ///
     /// [`AskError`]; `InvalidIndex` from 32 on.
     pub fn describe_pcr(&self, index: u16) -> Result<(bool, Vec<u8>), AskError> {
-        self.ask(&Request::DescribePcr(index), |cbor| {
-            let (mut lock, mut data) = (None, None);
-            fields(cbor, |name, cbor| {
-                match name {
-                    "lock" => lock = Some(cbor.bool().ok()?),
-                    "data" => data = Some(cbor.bytes().ok()?.to_vec()),
-                    _ => cbor.skip().ok()?,
-                }
-                Some(())
-            })?;
-            Some((lock?, data?))
-        })
+        self.ask(&Request::DescribePcr(index), register)
     }
 
     /// Hashes data into a register and returns its new value.
@@ -186,23 +175,7 @@ impl Nsm {
     ///
     /// [`AskError`].
     pub fn describe(&self) -> Result<Description, AskError> {
-        self.ask(&Request::DescribeNsm, |cbor| {
-            let mut found = Description::default();
-            fields(cbor, |name, cbor| {
-                match name {
-                    "version_major" => found.version[0] = cbor.u16().ok()?,
-                    "version_minor" => found.version[1] = cbor.u16().ok()?,
-                    "version_patch" => found.version[2] = cbor.u16().ok()?,
-                    "module_id" => found.module_id = cbor.str().ok()?.to_owned(),
-                    "max_pcrs" => found.max_pcrs = cbor.u16().ok()?,
-                    "locked_pcrs" => found.locked_pcrs = cbor.array_iter::<u16>().ok()?.collect::<Result<_, _>>().ok()?,
-                    "digest" => found.digest = cbor.str().ok()?.to_owned(),
-                    _ => cbor.skip().ok()?,
-                }
-                Some(())
-            })?;
-            Some(found)
-        })
+        self.ask(&Request::DescribeNsm, description)
     }
 
     /// A signed attestation document (COSE_Sign1).
@@ -252,6 +225,38 @@ fn after_name(request: &Request<'_>, cbor: &mut Decoder<'_>) -> Option<()> {
         return None;
     }
     (cbor.str().ok()? == request.name()).then_some(())
+}
+
+/// Lock and value.
+fn register(cbor: &mut Decoder<'_>) -> Option<(bool, Vec<u8>)> {
+    let (mut lock, mut data) = (None, None);
+    fields(cbor, |name, cbor| {
+        match name {
+            "lock" => lock = Some(cbor.bool().ok()?),
+            "data" => data = Some(cbor.bytes().ok()?.to_vec()),
+            _ => cbor.skip().ok()?,
+        }
+        Some(())
+    })?;
+    Some((lock?, data?))
+}
+
+fn description(cbor: &mut Decoder<'_>) -> Option<Description> {
+    let mut found = Description::default();
+    fields(cbor, |name, cbor| {
+        match name {
+            "version_major" => found.version[0] = cbor.u16().ok()?,
+            "version_minor" => found.version[1] = cbor.u16().ok()?,
+            "version_patch" => found.version[2] = cbor.u16().ok()?,
+            "module_id" => found.module_id = cbor.str().ok()?.to_owned(),
+            "max_pcrs" => found.max_pcrs = cbor.u16().ok()?,
+            "locked_pcrs" => found.locked_pcrs = cbor.array_iter::<u16>().ok()?.collect::<Result<_, _>>().ok()?,
+            "digest" => found.digest = cbor.str().ok()?.to_owned(),
+            _ => cbor.skip().ok()?,
+        }
+        Some(())
+    })?;
+    Some(found)
 }
 
 /// Calls `entry` with the name of each field, standing at its value.
