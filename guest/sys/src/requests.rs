@@ -118,7 +118,7 @@ impl fmt::Display for AskError {
 impl std::error::Error for AskError {}
 
 /// What the module says about itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
     /// Major, minor, patch.
     pub version: [u16; 3],
@@ -242,21 +242,23 @@ fn register(cbor: &mut Decoder<'_>) -> Option<(bool, Vec<u8>)> {
 }
 
 fn description(cbor: &mut Decoder<'_>) -> Option<Description> {
-    let mut found = Description::default();
+    let (mut major, mut minor, mut patch) = (None, None, None);
+    let (mut module_id, mut max_pcrs, mut locked_pcrs, mut digest) = (None, None, None, None);
     fields(cbor, |name, cbor| {
         match name {
-            "version_major" => found.version[0] = cbor.u16().ok()?,
-            "version_minor" => found.version[1] = cbor.u16().ok()?,
-            "version_patch" => found.version[2] = cbor.u16().ok()?,
-            "module_id" => found.module_id = cbor.str().ok()?.to_owned(),
-            "max_pcrs" => found.max_pcrs = cbor.u16().ok()?,
-            "locked_pcrs" => found.locked_pcrs = cbor.array_iter::<u16>().ok()?.collect::<Result<_, _>>().ok()?,
-            "digest" => found.digest = cbor.str().ok()?.to_owned(),
+            "version_major" => major = Some(cbor.u16().ok()?),
+            "version_minor" => minor = Some(cbor.u16().ok()?),
+            "version_patch" => patch = Some(cbor.u16().ok()?),
+            "module_id" => module_id = Some(cbor.str().ok()?.to_owned()),
+            "max_pcrs" => max_pcrs = Some(cbor.u16().ok()?),
+            "locked_pcrs" => locked_pcrs = Some(cbor.array_iter::<u16>().ok()?.collect::<Result<_, _>>().ok()?),
+            "digest" => digest = Some(cbor.str().ok()?.to_owned()),
             _ => cbor.skip().ok()?,
         }
         Some(())
     })?;
-    Some(found)
+    let version = [major?, minor?, patch?];
+    Some(Description { version, module_id: module_id?, max_pcrs: max_pcrs?, locked_pcrs: locked_pcrs?, digest: digest? })
 }
 
 /// Calls `entry` with the name of each field, standing at its value.
@@ -342,10 +344,42 @@ mod tests {
             b"".as_slice(),
             b"\x69GetRandom",
             b"\xa1\x69GetRandom\xbf\xff",
+            b"\xbf\xff",
+            b"\xa2\x69GetRandom\xa1\x66random\x41a\x60\xf6",
+            b"\xbf\x69GetRandom\xa1\x66random\x41a\x60\xf6\xff",
             b"\xa1\x69GetRandom\xa1\x66random\x61a",
+            b"\xa1\x69GetRandom\xa1\x66random\x5f\x61a\xff",
             b"\xa1\x69GetRandom\xa1\x66random\x41a\0",
         ] {
             assert_eq!(ask(answer), format!("the NSM gave an unexpected answer: {}", hex(answer)));
+        }
+    }
+
+    /// Of the fields of DescribeNSM those whose number is not `without`.
+    fn described(without: usize) -> Vec<u8> {
+        let fields: [&[u8]; 7] = [
+            b"\x6dversion_major\x01",
+            b"\x6dversion_minor\x02",
+            b"\x6dversion_patch\x03",
+            b"\x69module_id\x61m",
+            b"\x68max_pcrs\x18\x20",
+            b"\x6blocked_pcrs\x82\x00\x01",
+            b"\x66digest\x66SHA384",
+        ];
+        let left = fields.iter().enumerate().filter(|(number, _)| *number != without).map(|(_, field)| *field);
+        let (count, content) = left.fold((0xa0, Vec::new()), |(count, content), field| (count + 1, [&content, field].concat()));
+        [b"\xa1\x6bDescribeNSM", [count].as_slice(), &content].concat()
+    }
+
+    #[test]
+    fn a_description_that_lacks_a_field_is_unexpected() {
+        let read = |answer: &[u8]| understand(&Request::DescribeNsm, answer, description);
+        let digest = "SHA384".to_owned();
+        let whole = Description { version: [1, 2, 3], module_id: "m".to_owned(), max_pcrs: 32, locked_pcrs: vec![0, 1], digest };
+        assert_eq!(read(&described(usize::MAX)).unwrap(), whole);
+        for without in 0..7 {
+            let answer = described(without);
+            assert!(matches!(read(&answer), Err(AskError::Unexpected(shown)) if shown == answer), "without field {without}");
         }
     }
 
