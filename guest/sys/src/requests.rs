@@ -1,11 +1,13 @@
 //! What can be asked of the NSM, and its answers: the CBOR of docs/nsm.md, "Messages".
 //!
-//! [`Request`] writes the bytes of one request; the methods of [`Nsm`] in this file send it and read the answer. An answer of another form than the
-//! request's is an error that shows it, never a panic.
+//! [`Request`] writes the bytes of one request; the methods of [`Nsm`] in this file send it and read the answer. Whatever has a length in an answer may have
+//! an indefinite one (RFC 8949 section 3.2), as maps have in the documents that AWS's devices write by now. An answer of another form than the request's
+//! is an error that shows it, never a panic.
 
 use std::fmt::{self, Write as _};
 use std::io;
 
+use minicbor::data::Type;
 use minicbor::{Decoder, Encoder};
 
 use crate::nsm::Nsm;
@@ -208,23 +210,61 @@ fn understand<T>(request: &Request<'_>, answer: &[u8], read: impl FnOnce(&mut De
         return Err(AskError::Refused(code));
     }
     let mut cbor = Decoder::new(answer);
-    let found = after_name(request, &mut cbor).and_then(|()| read(&mut cbor));
+    let found = match request {
+        Request::LockPcr(_) | Request::LockPcrs(_) => text(&mut cbor).filter(|name| name == request.name()).and_then(|_| read(&mut cbor)),
+        _ => only_entry(&mut cbor, request.name(), read),
+    };
     found.filter(|_| cbor.position() == answer.len()).ok_or_else(|| AskError::Unexpected(answer.to_vec()))
 }
 
 /// The code of `{"Error": code}`.
 fn refusal(answer: &[u8]) -> Option<String> {
-    let mut cbor = Decoder::new(answer);
-    let is_error = cbor.map().ok()? == Some(1) && cbor.str().ok()? == "Error";
-    if is_error { cbor.str().ok().map(str::to_owned) } else { None }
+    only_entry(&mut Decoder::new(answer), "Error", text)
 }
 
-fn after_name(request: &Request<'_>, cbor: &mut Decoder<'_>) -> Option<()> {
-    let is_word = matches!(request, Request::LockPcr(_) | Request::LockPcrs(_));
-    if !is_word && cbor.map().ok()? != Some(1) {
+/// What `read` makes of the value in a map that has one entry, of that name.
+fn only_entry<'b, T>(cbor: &mut Decoder<'b>, name: &str, read: impl FnOnce(&mut Decoder<'b>) -> Option<T>) -> Option<T> {
+    let mut entries = Entries(cbor.map().ok()?);
+    if !entries.has_next(cbor)? || text(cbor)? != name {
         return None;
     }
-    (cbor.str().ok()? == request.name()).then_some(())
+    let value = read(cbor)?;
+    (!entries.has_next(cbor)?).then_some(value)
+}
+
+/// Goes through a map: how many entries are left, or `None` for up to a break (RFC 8949 section 3.2.2).
+struct Entries(Option<u64>);
+
+impl Entries {
+    /// Whether another entry follows; the break is read.
+    fn has_next(&mut self, cbor: &mut Decoder<'_>) -> Option<bool> {
+        match &mut self.0 {
+            Some(0) => Some(false),
+            Some(left) => {
+                *left -= 1;
+                Some(true)
+            }
+            None if cbor.datatype().ok()? == Type::Break => {
+                cbor.set_position(cbor.position().saturating_add(1));
+                Some(false)
+            }
+            None => Some(true),
+        }
+    }
+}
+
+/// A text, in one piece or in several.
+fn text(cbor: &mut Decoder<'_>) -> Option<String> {
+    cbor.str_iter().ok()?.collect::<Result<_, _>>().ok()
+}
+
+/// A byte string, in one piece or in several.
+fn bytes(cbor: &mut Decoder<'_>) -> Option<Vec<u8>> {
+    let mut whole = Vec::new();
+    for piece in cbor.bytes_iter().ok()? {
+        whole.extend_from_slice(piece.ok()?);
+    }
+    Some(whole)
 }
 
 /// Lock and value.
@@ -233,7 +273,7 @@ fn register(cbor: &mut Decoder<'_>) -> Option<(bool, Vec<u8>)> {
     fields(cbor, |name, cbor| {
         match name {
             "lock" => lock = Some(cbor.bool().ok()?),
-            "data" => data = Some(cbor.bytes().ok()?.to_vec()),
+            "data" => data = Some(bytes(cbor)?),
             _ => cbor.skip().ok()?,
         }
         Some(())
@@ -249,10 +289,10 @@ fn description(cbor: &mut Decoder<'_>) -> Option<Description> {
             "version_major" => major = Some(cbor.u16().ok()?),
             "version_minor" => minor = Some(cbor.u16().ok()?),
             "version_patch" => patch = Some(cbor.u16().ok()?),
-            "module_id" => module_id = Some(cbor.str().ok()?.to_owned()),
+            "module_id" => module_id = Some(text(cbor)?),
             "max_pcrs" => max_pcrs = Some(cbor.u16().ok()?),
             "locked_pcrs" => locked_pcrs = Some(cbor.array_iter::<u16>().ok()?.collect::<Result<_, _>>().ok()?),
-            "digest" => digest = Some(cbor.str().ok()?.to_owned()),
+            "digest" => digest = Some(text(cbor)?),
             _ => cbor.skip().ok()?,
         }
         Some(())
@@ -263,9 +303,9 @@ fn description(cbor: &mut Decoder<'_>) -> Option<Description> {
 
 /// Calls `entry` with the name of each field, standing at its value.
 fn fields<'b>(cbor: &mut Decoder<'b>, mut entry: impl FnMut(&str, &mut Decoder<'b>) -> Option<()>) -> Option<()> {
-    for _ in 0..cbor.map().ok()?? {
-        let name = cbor.str().ok()?;
-        entry(name, cbor)?;
+    let mut entries = Entries(cbor.map().ok()?);
+    while entries.has_next(cbor)? {
+        entry(&text(cbor)?, cbor)?;
     }
     Some(())
 }
@@ -275,7 +315,7 @@ fn bytes_of(cbor: &mut Decoder<'_>, wanted: &str) -> Option<Vec<u8>> {
     let mut found = None;
     fields(cbor, |name, cbor| {
         if name == wanted {
-            found = Some(cbor.bytes().ok()?.to_vec());
+            found = Some(bytes(cbor)?);
             Some(())
         } else {
             cbor.skip().ok()
@@ -381,6 +421,43 @@ mod tests {
             let answer = described(without);
             assert!(matches!(read(&answer), Err(AskError::Unexpected(shown)) if shown == answer), "without field {without}");
         }
+    }
+
+    #[test]
+    fn lengths_may_be_indefinite_and_must_end() {
+        fn ask<T>(request: &Request<'_>, answer: &[u8], read: fn(&mut Decoder<'_>) -> Option<T>) -> T {
+            for length in 0..answer.len() {
+                assert!(
+                    matches!(understand(request, &answer[..length], read), Err(AskError::Unexpected(_))),
+                    "{length} of {}",
+                    hex(answer)
+                );
+            }
+            understand(request, answer, read).unwrap()
+        }
+        let random = |cbor: &mut Decoder<'_>| bytes_of(cbor, "random");
+        assert_eq!(ask(&Request::GetRandom, b"\xbf\x69GetRandom\xbf\x66random\x5f\x41a\x40\x42bc\xff\xff\xff", random), b"abc");
+        assert_eq!(ask(&Request::GetRandom, b"\xa1\x7f\x63Get\x66Random\xff\xa1\x7f\x66random\xff\x5f\xff", random), b"");
+        let answer = b"\xbf\x6bDescribePCR\xbf\x64more\x9f\xbf\xff\xff\x64data\x5f\x41a\xff\x64lock\xf5\xff\xff";
+        assert_eq!(ask(&Request::DescribePcr(0), answer, register), (true, b"a".to_vec()));
+        ask(&Request::LockPcr(16), b"\x7f\x64Lock\x63PCR\xff", |_| Some(()));
+    }
+
+    #[test]
+    fn a_description_of_indefinite_length_says_the_same() {
+        let definite = described(usize::MAX);
+        let (name, fields) = definite[1..].split_at(12);
+        let mut answer = [&[0xbf], name, &[0xbf], &fields[1..], &[0xff, 0xff]].concat();
+        let array = answer.windows(4).position(|window| window == [b's', 0x82, 0, 1]).unwrap() + 1;
+        answer.splice(array..array + 3, [0x9f, 0, 1, 0xff]);
+        let read = |answer: &[u8]| understand(&Request::DescribeNsm, answer, description).unwrap();
+        assert_eq!(read(&answer), read(&definite));
+    }
+
+    #[test]
+    fn a_refusal_of_indefinite_length_has_its_code() {
+        let refused = understand(&Request::GetRandom, b"\xbf\x65Error\x7f\x6dInternalError\xff\xff", |cbor| bytes_of(cbor, "random"));
+        assert!(matches!(refused, Err(AskError::Refused(code)) if code == "InternalError"));
     }
 
     #[test]
