@@ -144,8 +144,9 @@ fn ids_and_roles_of_another_form_are_refused() {
 }
 
 #[test]
-fn the_guest_tool_is_smaller_than_a_mebibyte() {
-    assert!(guest_program("nitroxide-guest").metadata().unwrap().len() < 1 << 20);
+fn the_guest_tool_is_smaller_than_one_and_a_half_mebibytes() {
+    // It has about one: the rest is room for what a newer toolchain brings along.
+    assert!(guest_program("nitroxide-guest").metadata().unwrap().len() < 3 << 19);
 }
 
 fn signed_image(directory: &Path) -> std::path::PathBuf {
