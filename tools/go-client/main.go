@@ -42,8 +42,11 @@ func main() {
 
 func run(words []string) error {
 	cid, err := vsock.ContextID()
-	if err != nil || cid != parent {
-		return fmt.Errorf("context ID %d, %w", cid, err)
+	if err != nil {
+		return fmt.Errorf("asking for the context ID: %w", err)
+	}
+	if cid != parent {
+		return fmt.Errorf("the context ID is %d instead of %d", cid, parent)
 	}
 	switch {
 	case len(words) == 1 && words[0] == "many":
@@ -135,8 +138,11 @@ func exchange(said string) error {
 		return err
 	}
 	heard, err := io.ReadAll(connection)
-	if err != nil || string(heard) != said {
-		return fmt.Errorf("heard %q: %w", heard, err)
+	if err != nil {
+		return fmt.Errorf("after %q: %w", heard, err)
+	}
+	if string(heard) != said {
+		return fmt.Errorf("said %q and heard %q", said, heard)
 	}
 	return nil
 }
@@ -150,9 +156,13 @@ func deadline() error {
 	if err := listener.SetDeadline(time.Now().Add(20 * pause)); err != nil {
 		return err
 	}
-	_, err = listener.Accept()
+	connection, err := listener.Accept()
+	if err == nil {
+		connection.Close()
+		return fmt.Errorf("accept with a deadline gave a connection with %v", connection.RemoteAddr())
+	}
 	if timeout, is := err.(net.Error); !is || !timeout.Timeout() {
-		return fmt.Errorf("accept with a deadline gave %w", err)
+		return fmt.Errorf("accept with a deadline: %w", err)
 	}
 	return nil
 }
@@ -174,8 +184,11 @@ func web() error {
 		}
 		text, err := io.ReadAll(answer.Body)
 		answer.Body.Close()
-		if err != nil || answer.StatusCode != http.StatusOK || len(text) == 0 {
-			return fmt.Errorf("status %d, %w", answer.StatusCode, err)
+		if err != nil {
+			return fmt.Errorf("reading an answer of status %d: %w", answer.StatusCode, err)
+		}
+		if answer.StatusCode != http.StatusOK || len(text) == 0 {
+			return fmt.Errorf("an answer of status %d and %d bytes", answer.StatusCode, len(text))
 		}
 	}
 	fmt.Println(rounds, "requests")
