@@ -30,12 +30,12 @@ const ADVICE: &str = "Nitroxide needs QEMU 11 or newer (Debian, Ubuntu: qemu-sys
                       openSUSE: qemu-x86) and an x86-64 kernel 6.8 or newer with virtio-vsock, virtio-mmio and NSM drivers. Install them, then set \
                       NITROXIDE_QEMU to the emulator and NITROXIDE_KERNEL to the kernel (a bzImage).";
 
-pub use extras::{Extras, GO};
+pub use extras::Extras;
 
 /// What to bring.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Also what only the tests need: a static busybox, the kernel's sample program for Nitro Enclaves, Python with libraries
+    /// Also what only the tests need: a static busybox, the kernel's sample program for Nitro Enclaves, socat, Python with libraries
     #[arg(long)]
     tests: bool,
 }
@@ -57,6 +57,13 @@ pub fn extras(context: &Context, wanted: Extras) -> Result<()> {
     let _alone = lock(&context.in_target("setup/lock"))?;
     let _alone_in_cache = lock_cache(context)?;
     extras::bring(wanted, &place, &context.cache)
+}
+
+/// Unpacks Go with a package for AF_VSOCK into a folder that is there.
+pub fn unpack_go(context: &Context, folder: &Path) -> Result<()> {
+    check_system()?;
+    let _alone_in_cache = lock_cache(context)?;
+    extras::unpack_go(folder, &context.cache)
 }
 
 /// Brings QEMU and the kernel.

@@ -35,7 +35,7 @@ impl Cases {
         let tree = self.folder.path().join("tree");
         fs::create_dir(&tree).unwrap();
         let unpacked =
-            Command::new("tar").arg("--extract").arg("--file").arg(Setup::locate().judge()).arg("--directory").arg(&tree).status();
+            Command::new("tar").arg("--extract").arg("--file").arg(Setup::locate().programs()).arg("--directory").arg(&tree).status();
         assert!(unpacked.unwrap().success());
         let mut python = Command::new(tree.join("usr/lib64/ld-linux-x86-64.so.2"));
         python.arg("--library-path").arg(tree.join("usr/lib/x86_64-linux-gnu")).arg(tree.join("usr/bin/python3"));

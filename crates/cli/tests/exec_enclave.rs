@@ -44,7 +44,7 @@ static PLACE: LazyLock<Place> = LazyLock::new(|| {
     bring(&ne_ioctl_sample(), "ne_ioctl_sample");
     let setup = Setup::locate().root().parent().unwrap().to_owned();
     shell("mkdir \"$2\" && cp -a \"$1/root\" \"$2/root\"", [&setup, &place.path("setup")]);
-    shell("mkdir \"$2\" && tar --extract --file \"$1\" --directory \"$2\"", [&Setup::locate().clients(), &place.path("clients")]);
+    shell("mkdir \"$2\" && tar --extract --file \"$1\" --directory \"$2\"", [&Setup::locate().programs(), &place.path("programs")]);
     ImageSpec::hello().build(&place.path("hello.eif"));
     place
 });
@@ -106,7 +106,7 @@ impl User {
 
     /// A shell's words that run a program of the unpacked packages.
     fn packaged(&self, name: &str) -> String {
-        let tree = self.program("clients");
+        let tree = self.program("programs");
         format!("'{tree}/usr/lib64/ld-linux-x86-64.so.2' --library-path '{tree}/usr/lib/x86_64-linux-gnu' '{tree}/usr/bin/{name}'")
     }
 
@@ -265,7 +265,7 @@ fn socat_and_python_talk_to_each_other_and_to_an_enclave() {
 
     let script = user.home.path().join("client.py");
     fs::write(&script, PYTHON).unwrap();
-    let python = format!("PYTHONHOME='{}/usr' exec {} '{}' {cid}", user.program("clients"), user.packaged("python3"), script.display());
+    let python = format!("PYTHONHOME='{}/usr' exec {} '{}' {cid}", user.program("programs"), user.packaged("python3"), script.display());
     let output = run(&mut user.exec(&["sh", "-c", &python]));
     assert_eq!((text(&output.stdout).as_str(), output.status.success()), ("from Python\n", true), "{}", text(&output.stderr));
 

@@ -75,22 +75,14 @@ impl Setup {
         self.extra("ne_ioctl_sample.c")
     }
 
-    /// A tar archive of socat and Python 3 with all that they need, for a folder of its own; run through that tree's own dynamic loader.
+    /// A tar archive of socat and of Python 3 with `cbor2` and `cryptography`, with all that they need, for a folder of its own; run through that tree's own
+    /// dynamic loader.
     ///
     /// # Panics
     ///
     /// As [`Setup::busybox`].
-    pub fn clients(&self) -> PathBuf {
-        self.extra("clients.tar")
-    }
-
-    /// A tar archive of Python 3 with `cbor2` and `cryptography`, to be used as [`Setup::clients`].
-    ///
-    /// # Panics
-    ///
-    /// As [`Setup::busybox`].
-    pub fn judge(&self) -> PathBuf {
-        self.extra("judge.tar")
+    pub fn programs(&self) -> PathBuf {
+        self.extra("programs.tar")
     }
 
     /// Whether the sample's source is there.

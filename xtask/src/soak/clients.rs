@@ -11,7 +11,7 @@ use miette::{IntoDiagnostic, Result, WrapErr, bail, ensure, miette};
 use serde_json::Value;
 
 use crate::context::{self, Context};
-use crate::setup::{self, Extras};
+use crate::setup;
 use crate::test::Steps;
 
 /// AWS' nitro-cli as it is published, and its version.
@@ -37,12 +37,10 @@ pub fn run(context: &Context, steps: &mut Steps) -> Result<()> {
 }
 
 fn build_go_client(context: &Context) -> Result<PathBuf> {
-    setup::extras(context, Extras::Soak)?;
     let folder = context.in_target("soak/go");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).into_diagnostic().wrap_err("Making a folder for Go")?;
-    let archive = context.in_target("setup/extra").join(setup::GO);
-    context::run(Command::new("tar").arg("--extract").arg("--file").arg(archive).arg("--directory").arg(&folder))?;
+    setup::unpack_go(context, &folder)?;
     let go_root = entry(&folder.join("usr/lib"), "go-")?;
     let program = context.in_target("soak/go-client");
     let mut build = Command::new(go_root.join("bin/go"));
@@ -51,6 +49,7 @@ fn build_go_client(context: &Context) -> Result<PathBuf> {
     build.env("GO111MODULE", "off").env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local").env("GOROOT", &go_root);
     build.env("GOPATH", folder.join("usr/share/gocode")).env("GOCACHE", context.in_target("soak/go-cache"));
     context::run(&mut build)?;
+    fs::remove_dir_all(&folder).into_diagnostic().wrap_err_with(|| format!("Removing {}", folder.display()))?;
     Ok(program)
 }
 
