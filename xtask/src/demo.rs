@@ -3,17 +3,17 @@
 //! Everything is done by the product's own commands, as a user would type them; each is shown, timed, and checked.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr, bail, ensure, miette};
 use serde_json::Value;
 
 use crate::context::{self, Context};
 use crate::test::Steps;
-use crate::{guest, setup};
+use crate::{follow, guest, setup};
 
 /// The port on which the sample application answers lines: `echo TEXT`, `pcrs`, `attest NONCEHEX`, `exit N`.
 const SAMPLE_PORT: &str = "5005";
@@ -93,28 +93,9 @@ impl<'a> Enclave<'a> {
     }
 
     fn show_console(&self) -> Result<()> {
-        let mut follower = Command::new(self.nitroxide)
-            .args(["logs", "--follow", "--enclave-id", &self.id])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .into_diagnostic()
-            .wrap_err("Starting nitroxide logs")?;
-        let console = follower.stdout.take().ok_or_else(|| miette!("nitroxide logs has no output"))?;
-        let (lines, received) = std::sync::mpsc::channel();
-        let reader = std::thread::spawn(move || {
-            for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
-                if lines.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
-                    return;
-                }
-            }
-        });
-        let outcome = follow(&received);
-        drop(received);
-        let _already_ended = follower.kill();
-        let _status = follower.wait();
-        let _joined = reader.join();
-        outcome
+        let mut command = Command::new(self.nitroxide);
+        command.args(["logs", "--follow", "--enclave-id", &self.id]);
+        follow::until(&mut command, READY, PATIENCE).wrap_err("The application does not serve")
     }
 
     fn ask(&self, question: &str) -> Result<String> {
@@ -195,23 +176,6 @@ impl Drop for Enclave<'_> {
         if !self.ended.get() {
             let _best_effort =
                 Command::new(self.nitroxide).args(["terminate-enclave", "--enclave-id", &self.id]).stdout(Stdio::null()).status();
-        }
-    }
-}
-
-fn follow(received: &std::sync::mpsc::Receiver<String>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match received.recv_timeout(left) {
-            Ok(line) => {
-                println!("   | {line}");
-                if line.contains(READY) {
-                    return Ok(());
-                }
-            }
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => bail!("The application did not serve within {} s", PATIENCE.as_secs()),
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => bail!("The enclave ended before its application served"),
         }
     }
 }

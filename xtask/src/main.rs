@@ -5,6 +5,7 @@
 mod bench;
 mod context;
 mod demo;
+mod follow;
 mod guest;
 mod kmod;
 mod parent_vm;
