@@ -1,7 +1,7 @@
 //! `cargo xtask soak`: loops that are too long for every test run.
 //!
 //! The same tests with larger numbers: they read `NITROXIDE_SOAK` (20 enclaves at once, five minutes of stress on our kernel module) and the driver model's own
-//! variables. [`clients`] are programs of others that take long to build.
+//! variables. [`clients`] are programs of others that take long to build; they come last.
 
 mod clients;
 
@@ -17,7 +17,7 @@ const DRIVER_SEQUENCES: &str = "3000000";
 /// Which loops to run.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Only loops whose name contains this: enclaves, driver, vsock, clients, stress
+    /// Only loops whose name contains this: enclaves, driver, vsock, stress, clients
     filter: Option<String>,
 }
 
@@ -25,6 +25,10 @@ pub struct Options {
 pub fn run(context: &Context, options: &Options) -> Result<()> {
     let wanted = |name: &str| options.filter.as_deref().is_none_or(|part| name.contains(part));
     let mut steps = Steps::default();
+    if wanted("clients") {
+        // They come last; what they lack is told now.
+        steps.take("what the clients are built with", || clients::check(context))?;
+    }
     steps.take("setup", || setup::run(context))?;
     steps.take("setup: what only tests need", || setup::extras(context, setup::Extras::Tests))?;
     steps.take("guest programs", || guest::run(context))?;
@@ -47,9 +51,6 @@ pub fn run(context: &Context, options: &Options) -> Result<()> {
             Ok(())
         })?;
     }
-    if wanted("clients") {
-        clients::run(context, &mut steps)?;
-    }
     if wanted("stress") {
         steps.take("our kernel module", || kmod::build(context))?;
         steps.take("five minutes of many calls at once on our kernel module", || {
@@ -57,6 +58,9 @@ pub fn run(context: &Context, options: &Options) -> Result<()> {
                 context.cargo(["test", "--package", "nitroxide-conformance", "--examples", "--test", "drivers", "--", "stress"]);
             context::run(command.env("NITROXIDE_SOAK", "1"))
         })?;
+    }
+    if wanted("clients") {
+        clients::run(context, &mut steps)?;
     }
     steps.report();
     Ok(())
