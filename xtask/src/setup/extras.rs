@@ -257,4 +257,19 @@ mod tests {
         fs::write(note_file(&place.join(PROGRAMS.name)), "hash socat python3").unwrap();
         assert!(!Extras::Tests.are_at(&place));
     }
+
+    #[test]
+    fn go_is_unpacked_from_the_cache() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        for name in ["tree", "cache", "cache/extra", "unpacked"] {
+            fs::create_dir(place(name)).unwrap();
+        }
+        fs::write(place("tree/compiler"), "go").unwrap();
+        let packed = Command::new("tar").arg("-cf").arg(place("new")).arg("-C").arg(place("tree")).arg(".").status();
+        assert!(packed.unwrap().success());
+        keep(&place("new"), &place("cache/extra").join(GO.name), GO.packages).unwrap();
+        unpack_go(&place("unpacked"), &place("cache")).unwrap();
+        assert_eq!(fs::read_to_string(place("unpacked/compiler")).unwrap(), "go");
+    }
 }
