@@ -234,6 +234,8 @@ fn choice(request: &LaunchRequest) -> DeviceChoice {
     let launch = options(&request.name, request.engine, request.discovery, request.identity.clone());
     let local = LocalOptions { launch, topology: request.topology, pool: request.pool.clone(), ..LocalOptions::default() };
     match request.device {
+        // The device that is seen there is of this same world, whose enclaves are run as anywhere else.
+        DeviceKind::Auto if nitroxide_user_home::is_supervised() => DeviceChoice::Local(local),
         DeviceKind::Auto => DeviceChoice::Auto(local),
         DeviceKind::Host => DeviceChoice::Host(PathBuf::from(HOST_DEVICE)),
         DeviceKind::Local => DeviceChoice::Local(local),

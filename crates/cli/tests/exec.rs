@@ -39,6 +39,23 @@ fn inner_exec_has_no_options_of_its_own() {
 }
 
 #[test]
+fn our_own_run_enclave_works_below_it_and_its_enclave_outlives_the_command() {
+    let user = User::new();
+    let program = env!("CARGO_BIN_EXE_nitroxide");
+    let exec = |words: &[&str]| run(user.without_machine().env_remove("NITROXIDE_DEVICE").args(["exec", "--", program]).args(words));
+    let image = user.image.to_str().expect("a path of ours");
+    let words = ["run-enclave", "--no-wait", "--cpu-count", "2", "--memory", "128", "--eif-path", image];
+    let output = exec(&words);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let described = run(user.without_machine().arg("describe-enclaves"));
+    assert!(text(&described.stdout).contains("\"RUNNING\""), "{}", text(&described.stdout));
+    let refused = exec(&[&["--device", "host"], &words[..]].concat());
+    assert_eq!(refused.status.code(), Some(3), "{}", text(&refused.stderr));
+    assert!(text(&refused.stderr).contains("Leave out --device host"), "{}", text(&refused.stderr));
+    assert_eq!(exec(&["terminate-enclave", "--all"]).status.code(), Some(0));
+}
+
+#[test]
 fn failures_have_a_shells_numbers() {
     let user = User::new();
     for (words, status, says) in [
