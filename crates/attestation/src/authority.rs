@@ -63,7 +63,7 @@ pub(crate) fn complete(
         let issuer = completed.links.last().unwrap_or(&authority.link);
         // What hangs below something new is new.
         let old = kept.next().flatten().filter(|_| completed.kept == number);
-        let link = match old.filter(|link| holds(*level, link, issuer, now)) {
+        let link = match old.filter(|link| holds(*level, link, issuer, now, due)) {
             Some(link) => {
                 completed.kept += 1;
                 link
@@ -75,10 +75,33 @@ pub(crate) fn complete(
     Ok(completed)
 }
 
-fn holds(level: Level, link: &Link, issuer: &Link, now: Timestamp) -> bool {
+/// Which certificates are of no use any more at a time, by level, period and the end of their issuer.
+pub(crate) type Stale = fn(Period, Level, Timestamp, Timestamp) -> bool;
+
+/// Those that have to be renewed, so that what is made below them lasts.
+pub(crate) fn due(period: Period, level: Level, now: Timestamp, issuer_ends: Timestamp) -> bool {
+    period.is_due(level, now, issuer_ends)
+}
+
+/// Those that do not count.
+pub(crate) fn lapsed(period: Period, _: Level, now: Timestamp, _: Timestamp) -> bool {
+    !period.covers(now)
+}
+
+/// All of the levels below an authority, if each is there, below the one before and not stale. Makes nothing.
+pub(crate) fn all_hold(authority: &Authority, links: Vec<Option<Link>>, now: Timestamp, stale: Stale) -> Option<Vec<Link>> {
+    let mut holding: Vec<Link> = Vec::new();
+    for (level, link) in authority.levels().iter().zip(links) {
+        let issuer = holding.last().unwrap_or(&authority.link);
+        holding.push(link.filter(|link| holds(*level, link, issuer, now, stale))?);
+    }
+    Some(holding)
+}
+
+fn holds(level: Level, link: &Link, issuer: &Link, now: Timestamp, stale: Stale) -> bool {
     let Link { certificate, key } = link;
     let period = Period { begins: certificate.begins(), ends: certificate.ends() };
-    !period.is_due(level, now, issuer.certificate.ends())
+    !stale(period, level, now, issuer.certificate.ends())
         && certificate.key() == key.verifying_key()
         && certificate.check_names(&issuer.certificate).is_ok()
         && certificate.check_signature(&issuer.certificate).is_ok()

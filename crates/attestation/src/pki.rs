@@ -1,8 +1,9 @@
 //! The local PKI: a root of this user, made at first use, and the levels below it, in a folder of files.
 //!
-//! [`Pki`] names the folder. Whoever needs a signer locks the folder, reads the files, makes what is missing or due and writes it: each file
-//! holds a certificate with its key, is written beside its place and renamed into it, so that a crash at any moment leaves whole files.
-//! Any number of processes may do so at once; they end with one root. What is there but cannot be used is an error that says so: an existing
+//! [`Pki`] names the folder. Each file holds a certificate with its key, is written beside its place and renamed into it, so that whoever
+//! reads finds whole files, without a lock and after a crash at any moment; files that do not belong together are told by their signatures.
+//! Whoever finds something missing or due locks the folder, reads everything again, makes it and writes it. Any number of processes may do
+//! so at once; they end with one root. Nobody waits longer than [`MAX_WAIT`] for another. What is there but cannot be used is an error that says so: an existing
 //! root is never replaced by itself. [`crate::import`] sets a root or intermediate of the user's own.
 
 use crate::authority::{self, Authority};
@@ -17,18 +18,24 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The file with the root, or with what was imported.
 const AUTHORITY: &str = "authority.pem";
-/// Held while files are read (shared) or written (alone).
+/// Held while files are written.
 const LOCK: &str = "lock";
+
+/// How long the lock is waited for. Writing four files takes milliseconds; a process that was stopped holds it for ever.
+const MAX_WAIT: Duration = Duration::from_secs(2);
+const WAIT_STEP: Duration = Duration::from_millis(10);
 
 /// Why a PKI cannot be used.
 #[derive(Debug, thiserror::Error, displaydoc::Display)]
 pub enum PkiError {
     /// There is no place for the local PKI: neither XDG_DATA_HOME nor HOME is set to an absolute path; set one of them.
     NoHome,
-    /// {path} of the local PKI cannot be used ({doing}).
+    /// {path} of the local PKI cannot be used ({doing}); give this user access to it, or set XDG_DATA_HOME to another place.
     File {
         /// Which.
         path: PathBuf,
@@ -37,6 +44,11 @@ pub enum PkiError {
         /// The system's reason.
         #[source]
         error: io::Error,
+    },
+    /// Another process has held {path} of the local PKI for two seconds, so nothing can be made or renewed; try again, or end that process (`fuser {path}` shows it).
+    Busy {
+        /// Which.
+        path: PathBuf,
     },
     /// {path} of the local PKI belongs to user {owner}, not to user {user} who runs this; give it to the right user, or set XDG_DATA_HOME to another place.
     Owner {
@@ -154,9 +166,10 @@ impl Pki {
         if let Some(root) = self.existing_root()? {
             return Ok(root);
         }
-        self.make_folder()?;
-        let _alone = self.lock(FlockOperation::LockExclusive)?;
-        Ok(self.authority_or_new(Timestamp(now_ms))?.root().clone())
+        self.alone(|| Ok(self.authority_or_new(Timestamp(now_ms))?.root().clone())).or_else(|error| {
+            // Whoever holds the lock may have made one.
+            self.existing_root()?.ok_or(error)
+        })
     }
 
     /// The root if there is one: verifying makes none.
@@ -165,11 +178,7 @@ impl Pki {
     ///
     /// As [`Self::root`].
     pub fn existing_root(&self) -> Result<Option<Certificate>, PkiError> {
-        if !self.folder_exists()? {
-            return Ok(None);
-        }
-        let _shared = self.lock(FlockOperation::LockShared)?;
-        Ok(self.authority()?.map(|authority| authority.root().clone()))
+        Ok(self.existing_authority()?.map(|authority| authority.root().clone()))
     }
 
     /// Whether documents can be made now, as far as a look at folder and root tells. Makes nothing.
@@ -178,11 +187,8 @@ impl Pki {
     ///
     /// What would be wrong.
     pub fn look(&self, now_ms: u64) -> Result<(), PkiError> {
-        if self.folder_exists()? {
-            let _shared = self.lock(FlockOperation::LockShared)?;
-            if let Some(authority) = self.authority()? {
-                return self.check_authority(&authority, Timestamp(now_ms));
-            }
+        if let Some(authority) = self.existing_authority()? {
+            return self.check_authority(&authority, Timestamp(now_ms));
         }
         let above = self.folder.ancestors().find(|folder| folder.exists()).unwrap_or(&self.folder);
         rustix::fs::access(above, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| PkiError::File {
@@ -201,30 +207,39 @@ impl Pki {
     /// [`PkiError::Import`] says what does not fit, [`PkiError::Exists`] that there is one.
     pub fn import(&self, certificates: &[u8], key: &[u8], replace: bool, now_ms: u64) -> Result<Certificate, PkiError> {
         let authority = import::authority(certificates, key, Timestamp(now_ms))?;
-        self.make_folder()?;
-        let _alone = self.lock(FlockOperation::LockExclusive)?;
-        if !replace && self.path(AUTHORITY).exists() {
-            return Err(PkiError::Exists);
-        }
-        self.write_authority(&authority)?;
-        Ok(authority.root().clone())
+        self.alone(|| {
+            if !replace && self.path(AUTHORITY).exists() {
+                return Err(PkiError::Exists);
+            }
+            self.write_authority(&authority)?;
+            Ok(authority.root().clone())
+        })
     }
 
     /// Who signs leaf certificates of an instance now; what is missing or due is made and written.
     pub(crate) fn issuing(&self, instance: &str, now: Timestamp) -> Result<Issuing, PkiError> {
-        if self.folder_exists()? {
-            let _shared = self.lock(FlockOperation::LockShared)?;
-            if let Some(authority) = self.authority()? {
-                self.check_authority(&authority, now)?;
-                let completed = authority::complete(&authority, self.links(&authority, instance)?, instance, now)?;
-                if completed.kept == completed.links.len() {
-                    return Ok(Issuing::new(&authority, &completed.links));
-                }
-            }
+        if let Some(issuing) = self.existing_issuing(instance, now, authority::due)? {
+            return Ok(issuing);
         }
-        self.make_folder()?;
-        let _alone = self.lock(FlockOperation::LockExclusive)?;
-        // Another process may have been faster: everything is read again.
+        self.alone(|| self.renewed_issuing(instance, now)).or_else(|error| {
+            // Whoever holds the lock may have done it; and what is due counts for a while, e.g. in a folder that can only be read.
+            match error {
+                PkiError::Busy { .. } | PkiError::File { .. } => self.existing_issuing(instance, now, authority::lapsed)?.ok_or(error),
+                error => Err(error),
+            }
+        })
+    }
+
+    /// As [`Self::issuing`], from what is there; None if something is missing, of another authority or `stale`.
+    fn existing_issuing(&self, instance: &str, now: Timestamp, stale: authority::Stale) -> Result<Option<Issuing>, PkiError> {
+        let Some(authority) = self.existing_authority()? else { return Ok(None) };
+        self.check_authority(&authority, now)?;
+        let links = authority::all_hold(&authority, self.links(&authority, instance)?, now, stale);
+        Ok(links.map(|links| Issuing::new(&authority, &links)))
+    }
+
+    /// As [`Self::issuing`], for whoever holds the lock. Another process may have been faster: everything is read again.
+    fn renewed_issuing(&self, instance: &str, now: Timestamp) -> Result<Issuing, PkiError> {
         let authority = self.authority_or_new(now)?;
         self.check_authority(&authority, now)?;
         let completed = authority::complete(&authority, self.links(&authority, instance)?, instance, now)?;
@@ -251,6 +266,10 @@ impl Pki {
 
     fn write_authority(&self, authority: &Authority) -> Result<(), PkiError> {
         self.write(AUTHORITY, &KeyFile::write(authority.certificates(), &authority.link.key))
+    }
+
+    fn existing_authority(&self) -> Result<Option<Authority>, PkiError> {
+        if self.folder_exists()? { self.authority() } else { Ok(None) }
     }
 
     /// The authority as it is in its file.
@@ -330,14 +349,24 @@ impl Pki {
         }
     }
 
-    fn lock(&self, how: FlockOperation) -> Result<File, PkiError> {
+    /// Does something while nobody else writes; makes the folder.
+    fn alone<T>(&self, act: impl FnOnce() -> Result<T, PkiError>) -> Result<T, PkiError> {
+        self.make_folder()?;
+        let _lock = self.lock()?;
+        act()
+    }
+
+    fn lock(&self) -> Result<File, PkiError> {
         let path = self.path(LOCK);
         let failed = |error| PkiError::File { path: path.clone(), doing: "locking", error };
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+        let begun = Instant::now();
         loop {
-            match rustix::fs::flock(&file, how) {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(file),
                 Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < MAX_WAIT => thread::sleep(WAIT_STEP),
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(PkiError::Busy { path }),
                 Err(error) => return Err(failed(error.into())),
             }
         }

@@ -363,3 +363,67 @@ fn names_that_are_paths_are_refused_before_a_file_is_named_after_them() {
     }
     assert!(!pki(&folder).folder().exists());
 }
+
+/// Holds a PKI's lock as another process would: a description of its own.
+fn hold(pki: &Pki) -> fs::File {
+    let lock = fs::File::create(pki.folder().join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    lock
+}
+
+/// The lock's holder never lets go, so a wait without end would never come back.
+#[test]
+fn a_lock_that_is_held_does_not_stop_what_only_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let pki = pki(&folder);
+    let mut signer = pki.signer(MODULE_ID, NOW_MS).unwrap();
+    let root = signer.root().to_vec();
+    let _held = hold(&pki);
+    pki.look(NOW_MS).unwrap();
+    assert_eq!(pki.existing_root().unwrap().unwrap().der(), root);
+    assert_eq!(pki.root(NOW_MS).unwrap().der(), root);
+    verified(&mut pki.signer(MODULE_ID, NOW_MS).unwrap(), &root, NOW_MS);
+    verified(&mut signer, &root, NOW_MS + 3 * HOUR_MS);
+}
+
+#[test]
+fn a_lock_that_is_held_makes_what_would_write_busy() {
+    let folder = tempfile::tempdir().unwrap();
+    let pki = pki(&folder);
+    fs::create_dir_all(pki.folder()).unwrap();
+    fs::set_permissions(pki.folder(), Permissions::from_mode(0o700)).unwrap();
+    let held = hold(&pki);
+    let error = refusal(&pki, NOW_MS);
+    assert!(matches!(&error, PkiError::Busy { path } if path.ends_with("lock")) && error.to_string().contains("try again"), "{error}");
+    assert!(matches!(pki.root(NOW_MS), Err(PkiError::Busy { .. })));
+    drop(held);
+    pki.signer(MODULE_ID, NOW_MS).unwrap();
+}
+
+#[test]
+fn certificates_that_are_due_are_used_to_their_end_while_they_cannot_be_renewed() {
+    let folder = tempfile::tempdir().unwrap();
+    let pki = pki(&folder);
+    let root = pki.signer(MODULE_ID, NOW_MS).unwrap().root().to_vec();
+    let _held = hold(&pki);
+    verified(&mut pki.signer(MODULE_ID, NOW_MS + 21 * HOUR_MS).unwrap(), &root, NOW_MS + 21 * HOUR_MS);
+    assert!(matches!(refusal(&pki, NOW_MS + 24 * HOUR_MS), PkiError::Busy { .. }));
+}
+
+/// For root permissions are no obstacle: there the test shows that nothing is written.
+#[test]
+fn a_folder_that_can_only_be_read_is_enough_as_long_as_all_in_it_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let pki = pki(&folder);
+    let root = pki.signer(MODULE_ID, NOW_MS).unwrap().root().to_vec();
+    fs::remove_file(pki.folder().join("lock")).unwrap();
+    for file in fs::read_dir(pki.folder()).unwrap() {
+        fs::set_permissions(file.unwrap().path(), Permissions::from_mode(0o400)).unwrap();
+    }
+    fs::set_permissions(pki.folder(), Permissions::from_mode(0o500)).unwrap();
+    pki.look(NOW_MS).unwrap();
+    assert_eq!(pki.root(NOW_MS).unwrap().der(), root);
+    verified(&mut pki.signer(MODULE_ID, NOW_MS + HOUR_MS).unwrap(), &root, NOW_MS + HOUR_MS);
+    assert!(!pki.folder().join("lock").exists());
+    fs::set_permissions(pki.folder(), Permissions::from_mode(0o700)).unwrap();
+}
