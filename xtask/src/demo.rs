@@ -114,24 +114,25 @@ impl<'a> Enclave<'a> {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Has the application ask its NSM for a document, and verifies it; a copy with one changed bit has to be refused.
+    /// Has the application ask its NSM for a document, and verifies it; a copy with one changed hex digit has to be refused.
     fn attest(&self, expected: &[(String, String)]) -> Result<()> {
         let mut random = [0; NONCE_BYTES];
         let mut source = File::open("/dev/urandom").into_diagnostic().wrap_err("Opening the source of random numbers")?;
         source.read_exact(&mut random).into_diagnostic()?;
         let nonce: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
         let document = self.ask(&format!("attest {nonce}"))?;
-        println!("   asked for a document with the nonce {nonce}, got {} bytes", document.trim().len() / 2);
+        let document = document.trim();
+        println!("   asked for a document with the nonce {nonce}, got {} bytes", document.len() / 2);
         let mut arguments = vec!["attestation".to_owned(), "verify".to_owned(), "-".to_owned(), "--nonce".to_owned(), nonce];
         for (name, value) in expected {
             arguments.extend(["--pcr".to_owned(), format!("{}={value}", name.trim_start_matches("PCR"))]);
         }
         let shown: Vec<_> = arguments.iter().map(|word| if word.len() > 40 { format!("{}…", &word[..40]) } else { word.clone() }).collect();
         println!("   $ nitroxide {}", shown.join(" "));
-        ensure!(self.verifies(&arguments, document.trim())?, "The enclave's document does not verify");
-        let middle = document.trim().len() / 2;
-        let digit = if document.as_bytes().get(middle) == Some(&b'0') { "1" } else { "0" };
-        let tampered = [&document.trim()[..middle], digit, &document.trim()[middle + 1..]].concat();
+        ensure!(self.verifies(&arguments, document)?, "The enclave's document does not verify");
+        let middle = document.len() / 2;
+        let changed = |(at, digit)| if at == middle { if digit == '0' { '1' } else { '0' } } else { digit };
+        let tampered: String = document.char_indices().map(changed).collect();
         println!("   the same of a copy with one hex digit changed");
         ensure!(!self.verifies(&arguments, &tampered)?, "A document that was changed verifies");
         println!("   refused, as it must be");

@@ -375,9 +375,12 @@ fn shown(name: &Name) -> String {
     printable(&name.to_string())
 }
 
-/// Names come from others and end on terminals.
-fn printable(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
+/// Text of others as it may stand on a terminal: control characters are replaced, and so are those that are not seen themselves but
+/// change the order or the lines of what is (Unicode's direction and format marks, line and paragraph separators).
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let unseen = |character| matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+    text.chars().map(|character| if character.is_control() || unseen(character) { '\u{fffd}' } else { character }).collect()
 }
 
 #[cfg(test)]
@@ -431,5 +434,8 @@ mod tests {
         let name = with(b"aws.nitro-enclaves", b"aws\x1b[31m\x07-enclaves").unwrap();
         assert!(!name.subject().contains(|character: char| character.is_control()), "{}", name.subject());
         assert!(!name.common_name().contains('\u{1b}'));
+        let marks = ['\u{200b}', '\u{200f}', '\u{2028}', '\u{202e}', '\u{2060}', '\u{2066}', '\u{2069}', '\u{feff}', '\n'];
+        assert!(marks.iter().all(|mark| printable(&format!("a{mark}b")) == "a\u{fffd}b"));
+        assert_eq!(printable("Zürich – 東京"), "Zürich – 東京");
     }
 }

@@ -136,6 +136,45 @@ impl Entries {
     }
 }
 
+/// How deep containers and tags of an unknown field may stand in each other.
+const MAX_DEPTH: u8 = 16;
+
+/// Reads one data item of any kind. Unlike [`Decoder::skip`] it takes nothing but well-formed ones (RFC 8949 appendix C): no break in
+/// place of a value, and no simple value below 32 in two bytes.
+fn pass_over(cbor: &mut Decoder<'_>, depth: u8) -> Result<(), minicbor::decode::Error> {
+    let deeper = || depth.checked_sub(1).ok_or_else(|| minicbor::decode::Error::message("more than 16 levels"));
+    match cbor.datatype()? {
+        Type::Array | Type::ArrayIndef => {
+            let depth = deeper()?;
+            let mut entries = Entries(cbor.array()?);
+            while entries.has_next(cbor)? {
+                pass_over(cbor, depth)?;
+            }
+            Ok(())
+        }
+        Type::Map | Type::MapIndef => {
+            let depth = deeper()?;
+            let mut entries = Entries(cbor.map()?);
+            while entries.has_next(cbor)? {
+                pass_over(cbor, depth)?;
+                pass_over(cbor, depth)?;
+            }
+            Ok(())
+        }
+        Type::Tag => {
+            let depth = deeper()?;
+            cbor.tag()?;
+            pass_over(cbor, depth)
+        }
+        Type::Break => Err(minicbor::decode::Error::message("a break where a value must be")),
+        Type::Simple if cbor.input().get(cbor.position()..).is_some_and(|rest| matches!(rest, [0xf8, ..=31, ..])) => {
+            Err(minicbor::decode::Error::message("a simple value below 32 in two bytes"))
+        }
+        Type::Unknown(_) => Err(minicbor::decode::Error::message("a reserved kind of value")),
+        _ => cbor.skip(),
+    }
+}
+
 /// The fields read so far; the outer Option says whether a field was there.
 #[derive(Default)]
 struct Fields {
@@ -163,7 +202,7 @@ impl Fields {
             "user_data" => once(&mut self.user_data, "user_data", optional(cbor, "user_data", 0)?),
             "nonce" => once(&mut self.nonce, "nonce", optional(cbor, "nonce", 0)?),
             // Signed with the rest, and of a device that says more than those of today.
-            _ => cbor.skip().map_err(|error| DocumentError::Structure(error.to_string())),
+            _ => pass_over(cbor, MAX_DEPTH).map_err(|error| DocumentError::Structure(error.to_string())),
         }
     }
 

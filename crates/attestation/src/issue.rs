@@ -37,8 +37,8 @@ const LOCALITY: &str = "This machine";
 pub enum CertificateError {
     /// Module id `{0}` cannot be the name in a certificate; use up to 50 ASCII letters, digits, `-`, `.` or `_`, and up to 40 before `-enc`.
     Name(String),
-    /// Milliseconds {0} since 1970 are not a date a certificate can carry; set the clock.
-    Date(u64),
+    /// The clock says {0}, and no certificate can be made for that time; set it right.
+    Date(Timestamp),
     /// The certificate could not be encoded or signed: {0}.
     Build(String),
     /// The certificate that was made does not hold.
@@ -248,7 +248,7 @@ fn part(oid: &str, value: &str) -> x509_cert::der::Result<RelativeDistinguishedN
 }
 
 fn time(moment: Timestamp) -> Result<Time, CertificateError> {
-    DateTime::from_unix_duration(Duration::from_secs(moment.0 / 1000)).map(Time::from).map_err(|_| CertificateError::Date(moment.0))
+    DateTime::from_unix_duration(Duration::from_secs(moment.0 / 1000)).map(Time::from).map_err(|_| CertificateError::Date(moment))
 }
 
 fn random<const N: usize>() -> Result<[u8; N], CertificateError> {

@@ -22,7 +22,7 @@ mod pki;
 mod signer;
 mod verify;
 
-pub use certificate::{Certificate, CertificateFault, NoTimestamp, Timestamp};
+pub use certificate::{Certificate, CertificateFault, NoTimestamp, Timestamp, printable};
 pub use chain::Place;
 pub use document::{Document, DocumentError, MAX_FIELD_BYTES, MAX_PCRS};
 pub use import::ImportError;
@@ -30,6 +30,6 @@ pub use issue::CertificateError;
 pub use keyfile::{KeyFileError, MAX_PEM_BYTES, to_pem};
 pub use level::LEAF_VALIDITY_MS;
 pub use payload::{DIGEST_NAME, PCR_BYTES, Payload, Pcr};
-pub use pki::{Pki, PkiError};
+pub use pki::{Pki, PkiError, in_one_line};
 pub use signer::{Claims, Signer, SignerError};
 pub use verify::{AWS_ROOT_FINGERPRINT, At, RootKind, TrustedRoot, Verified, Verifier, VerifyError};

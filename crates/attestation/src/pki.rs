@@ -14,6 +14,7 @@ use crate::keyfile::{KeyFile, KeyFileError, MAX_PEM_BYTES};
 use crate::level::Level;
 use crate::signer::{Issuing, Signer, SignerError};
 use rustix::fs::{Access, FlockOperation};
+use std::error::Error;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -50,7 +51,7 @@ pub enum PkiError {
         /// Which.
         path: PathBuf,
     },
-    /// {path} of the local PKI belongs to user {owner}, not to user {user} who runs this; give it to the right user, or set XDG_DATA_HOME to another place.
+    /// {path}, where the local PKI is or would be made, belongs to user {owner}, not to user {user} who runs this; run it as that user, give {path} to the right one, or set XDG_DATA_HOME to another place.
     Owner {
         /// Which.
         path: PathBuf,
@@ -106,6 +107,20 @@ pub enum PkiError {
     Import(#[from] ImportError),
     /// A certificate of the local PKI could not be made.
     Certificate(#[from] CertificateError),
+}
+
+/// An error and all its causes in one line.
+#[must_use]
+pub fn in_one_line(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // A sentence that goes on has no full stop.
+        line.truncate(line.trim_end_matches('.').len());
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
 }
 
 /// The folder of a local PKI. Making a value does nothing yet.
@@ -190,8 +205,8 @@ impl Pki {
         if let Some(authority) = self.existing_authority()? {
             return self.check_authority(&authority, Timestamp(now_ms));
         }
-        let above = self.folder.ancestors().find(|folder| folder.exists()).unwrap_or(&self.folder);
-        rustix::fs::access(above, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| PkiError::File {
+        let above = self.nearest()?;
+        rustix::fs::access(&above, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| PkiError::File {
             path: self.folder.clone(),
             doing: "making the folder",
             error: error.into(),
@@ -208,7 +223,8 @@ impl Pki {
     pub fn import(&self, certificates: &[u8], key: &[u8], replace: bool, now_ms: u64) -> Result<Certificate, PkiError> {
         let authority = import::authority(certificates, key, Timestamp(now_ms))?;
         self.alone(|| {
-            if !replace && self.path(AUTHORITY).exists() {
+            let path = self.path(AUTHORITY);
+            if !replace && path.try_exists().map_err(|error| PkiError::File { path, doing: "looking at it", error })? {
                 return Err(PkiError::Exists);
             }
             self.write_authority(&authority)?;
@@ -275,10 +291,15 @@ impl Pki {
     /// The authority as it is in its file.
     fn authority(&self) -> Result<Option<Authority>, PkiError> {
         let remove = || format!("the folder {}", self.folder.display());
-        let Some(KeyFile { mut certificates, key }) = self.read(AUTHORITY, remove())? else {
-            let orphans = [Level::Region, Level::Zonal].into_iter().any(|level| self.path(&file_name(level, "")).exists());
-            return if orphans { Err(PkiError::NoAuthority { path: self.path(AUTHORITY) }) } else { Ok(None) };
-        };
+        let mut file = self.read(AUTHORITY, remove())?;
+        if file.is_none() {
+            if !self.has_certificates()? {
+                return Ok(None);
+            }
+            // What is below an authority is written after it: if another process has just made both, it is there now.
+            file = self.read(AUTHORITY, remove())?;
+        }
+        let KeyFile { mut certificates, key } = file.ok_or_else(|| PkiError::NoAuthority { path: self.path(AUTHORITY) })?;
         let missing = |error| PkiError::Content { path: self.path(AUTHORITY), remove: remove(), error };
         let certificate = certificates.pop().ok_or_else(|| missing(KeyFileError::NoCertificate))?;
         let key = key.ok_or_else(|| missing(KeyFileError::NoKey))?;
@@ -286,6 +307,16 @@ impl Pki {
             return Err(PkiError::Pieces { path: self.path(AUTHORITY), remove: remove() });
         }
         Ok(Some(Authority { above: certificates, link: Link { certificate, key } }))
+    }
+
+    fn has_certificates(&self) -> Result<bool, PkiError> {
+        let failed = |error| PkiError::File { path: self.folder.clone(), doing: "listing it", error };
+        for entry in std::fs::read_dir(&self.folder).map_err(failed)? {
+            if Path::new(&entry.map_err(failed)?.file_name()).extension().is_some_and(|extension| extension == "pem") {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The levels below, as far as there are files. Whether they belong to this authority is not looked at here.
@@ -334,7 +365,21 @@ impl Pki {
         File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
 
+    /// The folder, else the nearest one above it that is there; an error if it belongs to somebody else: with another user's home (as with
+    /// `sudo -E`) what is made would be root's and lock its owner out.
+    fn nearest(&self) -> Result<PathBuf, PkiError> {
+        for path in self.folder.ancestors() {
+            match std::fs::metadata(path) {
+                Ok(metadata) => return check_owner(path, &metadata).map(|()| path.to_path_buf()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(PkiError::File { path: path.to_path_buf(), doing: "looking at it", error }),
+            }
+        }
+        Ok(self.folder.clone())
+    }
+
     fn make_folder(&self) -> Result<(), PkiError> {
+        self.nearest()?;
         let failed = |error| PkiError::File { path: self.folder.clone(), doing: "making the folder", error };
         DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(failed)?;
         self.folder_exists().map(|_| ())
@@ -387,11 +432,13 @@ fn file_name(level: Level, instance: &str) -> String {
     }
 }
 
-fn check_access(path: &Path, metadata: &std::fs::Metadata, wanted: u32) -> Result<(), PkiError> {
+fn check_owner(path: &Path, metadata: &std::fs::Metadata) -> Result<(), PkiError> {
     let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
-    if owner != user {
-        return Err(PkiError::Owner { path: path.to_path_buf(), owner, user });
-    }
+    if owner == user { Ok(()) } else { Err(PkiError::Owner { path: path.to_path_buf(), owner, user }) }
+}
+
+fn check_access(path: &Path, metadata: &std::fs::Metadata, wanted: u32) -> Result<(), PkiError> {
+    check_owner(path, metadata)?;
     let mode = metadata.mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(PkiError::Mode { path: path.to_path_buf(), mode, wanted });

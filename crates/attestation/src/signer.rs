@@ -97,6 +97,9 @@ impl Signer {
     }
 
     fn new(module_id: String, source: Source, now: Timestamp) -> Result<Self, SignerError> {
+        if now.0 == 0 {
+            return Err(CertificateError::Date(now).into());
+        }
         let mut signer = Self::without_leaf(module_id, source)?;
         signer.renew(now)?;
         Ok(signer)
@@ -129,6 +132,10 @@ impl Signer {
     /// [`SignerError`] if a new leaf or the signature cannot be made. A PKI that cannot be used is an error only once the leaf has ended.
     pub fn document(&mut self, now_ms: u64, claims: &Claims<'_>) -> Result<Vec<u8>, SignerError> {
         let now = Timestamp(now_ms);
+        // Documents say when they were made, and 0 is no time in them; a clock from before 1970 reads so.
+        if now_ms == 0 {
+            return Err(CertificateError::Date(now).into());
+        }
         if self.leaf_period.is_due(Level::Leaf, now, self.issuer_ends)
             && let Err(error) = self.renew(now)
         {

@@ -9,7 +9,6 @@ use crate::chain::{self, ChainFault, Place};
 use crate::cose::{Envelope, EnvelopeError};
 use crate::document::{Document, DocumentError};
 use crate::keyfile::{KeyFile, KeyFileError};
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 use subtle::ConstantTimeEq as _;
@@ -190,7 +189,7 @@ pub struct Verified {
 #[derive(Debug, Clone, Default)]
 pub struct Verifier {
     roots: Vec<TrustedRoot>,
-    pcrs: BTreeMap<u8, Vec<u8>>,
+    pcrs: Vec<(u8, Vec<u8>)>,
     nonce: Option<Vec<u8>>,
     user_data: Option<Vec<u8>>,
     public_key: Option<Vec<u8>>,
@@ -204,10 +203,10 @@ impl Verifier {
         Self { roots: roots.into_iter().collect(), ..Self::default() }
     }
 
-    /// Expects a register to have a value; one that the document lacks is a failure.
+    /// Expects a register to have a value; one that the document lacks is a failure. Every expectation counts, also several of one register.
     #[must_use]
     pub fn pcr(mut self, index: u8, value: impl Into<Vec<u8>>) -> Self {
-        self.pcrs.insert(index, value.into());
+        self.pcrs.push((index, value.into()));
         self
     }
 
@@ -370,6 +369,14 @@ mod tests {
         let root = issue::root(NOW).unwrap();
         let trusted = TrustedRoot::given(root.certificate.der());
         assert_eq!(Verifier::new([trusted]).verify(&document_below(root), At::Document).unwrap().root, RootKind::Given);
+    }
+
+    #[test]
+    fn two_values_of_one_register_are_never_both_there() {
+        let root = issue::root(NOW).unwrap();
+        let verifier = Verifier::new([TrustedRoot::given(root.certificate.der())]).pcr(0, [2; 48]).pcr(0, [1; 48]);
+        let error = verifier.verify(&document_below(root), At::Document).unwrap_err();
+        assert!(matches!(&error, VerifyError::Pcr { index: 0, .. }), "{error:?}");
     }
 
     #[test]

@@ -171,6 +171,59 @@ fn bytes_behind_a_payload_are_refused() {
     assert!(Document::of_payload(&[]).is_err());
 }
 
+/// The good payload with an unknown field of these bytes, in a map of definite length.
+fn with_unknown(item: &[u8]) -> Result<Document, DocumentError> {
+    let payload = encoded(&Value::Map(good()));
+    Document::of_payload(&[&[0xaa], &payload[1..], b"\x65extra", item].concat())
+}
+
+#[test]
+fn unknown_fields_must_be_well_formed() {
+    for item in [
+        &b"\x00"[..],
+        b"\x3a\x00\x01\x02\x03",
+        b"\x43abc",
+        b"\x5f\x41a\xff",
+        b"\x7f\x61a\xff",
+        b"\x82\x01\x02",
+        b"\x9f\x01\xff",
+        b"\xbf\x01\x02\xff",
+        b"\xc1\x01",
+        b"\xf4",
+        b"\xf6",
+        b"\xf7",
+        b"\xf8\x20",
+        b"\xf9\x00\x00",
+        b"\xfb\x00\x00\x00\x00\x00\x00\x00\x00",
+        &[&[0x81; 16][..], &[0]].concat(),
+    ] {
+        with_unknown(item).unwrap_or_else(|error| panic!("{item:02x?}: {error}"));
+    }
+    for item in [
+        &b"\xff"[..],
+        b"\x81\xff",
+        b"\xa1\x01\xff",
+        b"\xa1\xff\x01",
+        b"\xbf\x01\xff",
+        b"\xc1\xff",
+        b"\x9f\xc1\xff",
+        b"\xf8\x00",
+        b"\xf8\x14",
+        b"\xf8\x1f",
+        b"\xfc",
+        b"\x1c",
+        b"\x5f\x61a\xff",
+        b"\x5f\x5f\xff\xff",
+        b"\x9f\x01",
+        b"\x82\x01",
+        b"\x00\x00",
+        b"",
+        &[&[0x81; 17][..], &[0]].concat(),
+    ] {
+        assert!(with_unknown(item).is_err(), "{item:02x?}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_and_any_changed_document_give_an_answer(noise in proptest::collection::vec(any::<u8>(), 0..400), at in any::<prop::sample::Index>()) {

@@ -280,8 +280,12 @@ fn a_missing_root_above_other_certificates_is_an_error() {
     let pki = pki(&folder);
     pki.signer(MODULE_ID, NOW_MS).unwrap();
     fs::remove_file(pki.folder().join("authority.pem")).unwrap();
-    assert!(matches!(refusal(&pki, NOW_MS), PkiError::NoAuthority { .. }));
-    assert!(pki.root(NOW_MS).is_err());
+    // Also if but one of those below is left.
+    for gone in ["", "region.pem", "zonal.pem"] {
+        let _ = fs::remove_file(pki.folder().join(gone));
+        assert!(matches!(refusal(&pki, NOW_MS), PkiError::NoAuthority { .. }), "{gone}");
+        assert!(pki.root(NOW_MS).is_err());
+    }
 }
 
 #[test]
@@ -426,4 +430,31 @@ fn a_folder_that_can_only_be_read_is_enough_as_long_as_all_in_it_counts() {
     verified(&mut pki.signer(MODULE_ID, NOW_MS + HOUR_MS).unwrap(), &root, NOW_MS + HOUR_MS);
     assert!(!pki.folder().join("lock").exists());
     fs::set_permissions(pki.folder(), Permissions::from_mode(0o700)).unwrap();
+}
+
+#[test]
+fn below_a_folder_of_somebody_else_nothing_is_made() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("Only root can give a folder away; for others every folder above is refused by its permissions");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(65_534), None).unwrap();
+    let pki = Pki::at(home.join(".local/share/nitroxide/pki"));
+    for error in [refusal(&pki, NOW_MS), pki.root(NOW_MS).unwrap_err(), pki.look(NOW_MS).unwrap_err()] {
+        assert!(matches!(&error, PkiError::Owner { path, owner: 65_534, .. } if *path == home), "{error}");
+    }
+    assert_eq!(fs::read_dir(&home).unwrap().count(), 0);
+}
+
+#[test]
+fn causes_stand_behind_their_error_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let pki = pki(&folder);
+    pki.root(NOW_MS).unwrap();
+    fs::write(pki.folder().join("authority.pem"), "").unwrap();
+    let line = nitroxide_attestation::in_one_line(&pki.look(NOW_MS).unwrap_err());
+    assert!(line.ends_with("made anew: It holds no certificate (a block that begins with `-----BEGIN CERTIFICATE-----`)."), "{line}");
 }

@@ -48,16 +48,7 @@ impl Failure {
 
     /// The causes below the message, in one line.
     pub fn causes(&self) -> Option<String> {
-        let mut texts = Vec::new();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            texts.push(error.to_string());
-            cause = error.source();
-        }
-        let last = texts.pop()?;
-        // A sentence that goes on has no full stop.
-        let before = texts.iter().map(|text| format!("{}: ", text.trim_end_matches('.')));
-        Some(before.chain([last]).collect())
+        self.source().map(nitroxide_attestation::in_one_line)
     }
 
     /// Message and causes in one line.

@@ -100,7 +100,7 @@ fn local_document_is_verified_and_said_not_to_be_awss() {
     fails(&run(user.attestation(&["verify", "--pcr", &pcr.replace("0=", "1=")]).arg(&path)), 61, &["PCR1", "absent"]);
     // Somebody else does not know the root, and knows it once it is given.
     let other = User::new();
-    fails(&run(other.attestation(&["verify"]).arg(&path)), 61, &["not trusted", "--root"]);
+    fails(&run(other.attestation(&["verify"]).arg(&path)), 61, &["not trusted", "AWS's root alone", "--root"]);
     for form in [&["root"][..], &["root", "--der"]] {
         let root = user.0.path().join("root");
         fs::write(&root, run(&mut user.attestation(form)).stdout).unwrap();
@@ -158,6 +158,12 @@ fn what_is_no_document_or_no_usage_has_other_codes_than_what_is_not_believed() {
     for words in [&["verify", "--pcr", "0=00", "x"][..], &["verify", "--nonce", "xx", "x"], &["verify", "--at", "then", "x"]] {
         assert_eq!(run(&mut user.attestation(words)).status.code(), Some(3), "{words:?}");
     }
+    // Its first bytes are those of a document; the rest is not there.
+    fs::write(&broken, &fs::read(document()).unwrap()[..100]).unwrap();
+    fails(&run(user.attestation(&["show"]).arg(&broken)), 17, &["no attestation document"]);
+    fails(&run(user.attestation(&["verify"]).arg(&broken)), 17, &["no attestation document"]);
+    let (one, other) = (format!("0={}", "aa".repeat(48)), format!("0={}", "bb".repeat(48)));
+    fails(&run(user.attestation(&["verify", "--pcr", &one, "--pcr", &other]).arg(document())), 3, &["register 0 twice"]);
     let mut bytes = fs::read(document()).unwrap();
     let inside_the_public_key = bytes.len() - 150;
     bytes[inside_the_public_key] ^= 1;
@@ -194,4 +200,5 @@ fn a_broken_pki_is_named_and_verifying_goes_on_with_awss_root() {
     let output = run(user.attestation(&["verify", "--at", "document"]).arg(document()));
     assert_eq!(json(&output)["Root"], "aws");
     assert!(text(&output.stderr).contains("only AWS's root"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("It holds no certificate"), "the cause: {}", text(&output.stderr));
 }

@@ -360,7 +360,10 @@ fn now_ms() -> u64 {
 /// What the user has to know about the PKI that attestation documents hang from: nothing while all is well.
 fn pki_note() -> Option<String> {
     match Pki::of_user() {
-        Ok(pki) => pki.look(now_ms()).err().map(|error| format!("The enclave gets no attestation documents. {error}")),
+        Ok(pki) => pki
+            .look(now_ms())
+            .err()
+            .map(|error| format!("The enclave gets no attestation documents. {}", nitroxide_nsm::in_one_line(&error))),
         Err(error) => Some(format!("Attestation documents hang from a root that ends with the enclave. {error}")),
     }
 }

@@ -19,5 +19,5 @@ pub mod virtqueue;
 
 pub use backend::{NsmBackend, NsmConfig, spawn};
 pub use module::{FIELD_MAX_BYTES, Identity, Module, RANDOM_BYTES};
-pub use nitroxide_attestation::{Pcr, Pki, PkiError};
+pub use nitroxide_attestation::{Pcr, Pki, PkiError, in_one_line};
 pub use pcr::{BOOT_LOCKED_PCRS, DEBUG_ZEROED_PCRS, InitialPcrs, MAX_PCRS, PcrBank};

@@ -20,9 +20,13 @@ const RAW_STARTS: [u8; 2] = [0x84, 0xd2];
 pub fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let content = if path == Path::new("-") { standard_input()? } else { image::read_small(path, MAX_INPUT_BYTES)? };
     decode(content).ok_or_else(|| {
-        Failure::new(ErrorCode::SERDE, format!("{} is no attestation document", name(path)))
-            .help("A document is a CBOR array that begins with the byte 84 (hex), or the base64 or hex of one.")
+        no_document(path).help("A document is a CBOR array that begins with the byte 84 (hex), or the base64 or hex of one.")
     })
+}
+
+/// What was read has not the form of a document; what a document says is another matter ([`ErrorCode::ATTESTATION`]).
+pub fn no_document(path: &Path) -> Failure {
+    Failure::new(ErrorCode::SERDE, format!("{} is no attestation document", name(path)))
 }
 
 /// What a document is called in messages.

@@ -2,18 +2,16 @@
 
 use std::fmt::Write as _;
 
-use nitroxide_attestation::{Certificate, Document, Place, Timestamp};
+use nitroxide_attestation::{Certificate, Document, Place, Timestamp, printable};
 use serde_json::{Map, Value, json};
 
 use super::{certificate, input};
-use crate::{arguments::attestation::ShowArguments, codes::ErrorCode, failure::Failure, output};
+use crate::{arguments::attestation::ShowArguments, failure::Failure, output};
 
 /// Prints.
 pub fn run(arguments: &ShowArguments) -> Result<(), Failure> {
     let bytes = input::read(&arguments.document)?;
-    let document = Document::decode(&bytes).map_err(|error| {
-        Failure::new(ErrorCode::SERDE, format!("{} is no attestation document", arguments.document.display())).because(error)
-    })?;
+    let document = Document::decode(&bytes).map_err(|error| input::no_document(&arguments.document).because(error))?;
     if arguments.json {
         let mut shown = Map::new();
         shown.insert("Debug".into(), document.is_debug().into());
@@ -83,9 +81,4 @@ fn text(document: &Document) -> String {
         };
     }
     text
-}
-
-/// Text of others ends on a terminal here.
-fn printable(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }

@@ -1,6 +1,6 @@
 //! `doctor`: the local PKI that attestation documents hang from.
 
-use nitroxide_attestation::Pki;
+use nitroxide_attestation::{Pki, in_one_line};
 
 use super::Check;
 use crate::commands::attestation::now_ms;
@@ -15,6 +15,6 @@ pub fn check() -> Check {
     };
     match pki.look(now_ms()) {
         Ok(()) => Check::ok(NAME, format!("documents hang from the local root in {}", pki.folder().display())),
-        Err(error) => Check::note(NAME, "enclaves get no documents", error.to_string()),
+        Err(error) => Check::note(NAME, "enclaves get no documents", in_one_line(&error)),
     }
 }
