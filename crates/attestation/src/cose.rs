@@ -126,6 +126,11 @@ pub fn sign1(key: &SigningKey, payload: &[u8]) -> Result<Vec<u8>, p384::ecdsa::E
     Ok(wrap(payload, &signature.to_bytes()))
 }
 
+/// How long the envelope of a payload of a document's usual length (256 to 65535 bytes) is.
+pub(crate) const fn envelope_bytes(payload_bytes: usize) -> usize {
+    payload_bytes + SIGNATURE_BYTES + 12
+}
+
 fn wrap(payload: &[u8], signature: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(payload.len() + SIGNATURE_BYTES + 16);
     let mut cbor = Encoder::new(&mut bytes);

@@ -5,10 +5,13 @@
 
 use crate::authority::Authority;
 use crate::certificate::{Certificate, CertificateFault, Timestamp};
+use crate::cose;
 use crate::document::MAX_FIELD_BYTES;
-use crate::issue::Link;
+use crate::issue::{self, Link};
 use crate::keyfile::{KeyFile, KeyFileError};
 use crate::level::Level;
+use crate::payload::{PCR_BYTES, Payload, Pcr};
+use crate::pki::PkiError;
 
 /// What does not fit about an imported authority.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
@@ -43,7 +46,32 @@ pub enum ImportError {
         /// Its length in DER.
         length: usize,
     },
+    /// A certificate below `{above}`, that of `{subject}`, could have {length} bytes, and documents take certificates of up to 1024; import an authority with a shorter name.
+    TooLongBelow {
+        /// The last of the import.
+        above: String,
+        /// Whose.
+        subject: String,
+        /// Its length in DER at the most.
+        length: usize,
+    },
+    /// Documents could make responses of {length} bytes, and an NSM's have up to 12288; import fewer certificates or shorter ones: the longest is that of `{longest}`.
+    DocumentTooLong {
+        /// At the most.
+        length: usize,
+        /// Whose certificate takes most of it.
+        longest: String,
+    },
 }
+
+/// The longest response of an NSM (bytes), as in Linux `drivers/misc/nsm.c` (NSM_RESPONSE_MAX_SIZE).
+pub const MAX_RESPONSE_BYTES: usize = 0x3000;
+
+/// What a response has around its document: `{"Attestation": {"document": …}}` with the head of a string of that length.
+const AROUND_DOCUMENT_BYTES: usize = 26;
+
+/// By how much another certificate of the same names can be longer: leading bits of two numbers of the signature and of the serial number.
+const VARYING_BYTES: usize = 8;
 
 /// Checks certificates (PEM, in any order) and a key (PEM) and makes an authority of them.
 pub(crate) fn authority(certificates: &[u8], key: &[u8], now: Timestamp) -> Result<Authority, ImportError> {
@@ -65,6 +93,43 @@ pub(crate) fn authority(certificates: &[u8], key: &[u8], now: Timestamp) -> Resu
     check(&chain, now)?;
     let certificate = chain.pop().ok_or(ImportError::Mismatch)?;
     Ok(Authority { above: chain, link: Link { certificate, key } })
+}
+
+/// Makes the levels below an authority with the longest names, and says which certificate or document would be too long.
+pub(crate) fn try_out(authority: &Authority, now: Timestamp) -> Result<(), PkiError> {
+    let instance = "i".repeat(40);
+    let module_id = format!("{instance}-enc123456");
+    let links = crate::authority::complete(authority, authority.levels().iter().map(|_| None).collect(), &instance, now)?.links;
+    let key = issue::new_key()?;
+    let leaf = issue::leaf(&module_id, key.verifying_key(), links.last().unwrap_or(&authority.link), now)?;
+    let above = authority.link.certificate.subject();
+    for certificate in links.iter().map(|link| &link.certificate).chain([&leaf]) {
+        let length = certificate.der().len() + VARYING_BYTES;
+        if length > MAX_FIELD_BYTES {
+            return Err(ImportError::TooLongBelow { above, subject: certificate.subject(), length }.into());
+        }
+    }
+    let bundle: Vec<&Certificate> = authority.certificates().chain(links.iter().map(|link| &link.certificate)).collect();
+    let cabundle: Vec<Vec<u8>> = bundle.iter().map(|certificate| certificate.der().to_vec()).collect();
+    let pcrs: Vec<(u16, Pcr)> = (0..32).map(|index| (index, [0; PCR_BYTES])).collect();
+    let field = [0; MAX_FIELD_BYTES];
+    let payload = Payload {
+        module_id: &module_id,
+        timestamp_ms: now.0,
+        pcrs: &pcrs,
+        certificate: leaf.der(),
+        cabundle: &cabundle,
+        public_key: Some(&field),
+        user_data: Some(&field),
+        nonce: Some(&field),
+    };
+    let document = cose::envelope_bytes(payload.encode().len());
+    let length = document + AROUND_DOCUMENT_BYTES + (links.len() + 1) * VARYING_BYTES;
+    if length > MAX_RESPONSE_BYTES {
+        let longest = bundle.iter().max_by_key(|certificate| certificate.der().len()).map(|longest| longest.subject());
+        return Err(ImportError::DocumentTooLong { length, longest: longest.unwrap_or(above) }.into());
+    }
+    Ok(())
 }
 
 fn check(chain: &[Certificate], now: Timestamp) -> Result<(), ImportError> {

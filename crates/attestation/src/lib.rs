@@ -25,7 +25,7 @@ mod verify;
 pub use certificate::{Certificate, CertificateFault, NoTimestamp, Timestamp, printable};
 pub use chain::Place;
 pub use document::{Document, DocumentError, MAX_FIELD_BYTES, MAX_PCRS};
-pub use import::ImportError;
+pub use import::{ImportError, MAX_RESPONSE_BYTES};
 pub use issue::CertificateError;
 pub use keyfile::{KeyFileError, MAX_PEM_BYTES, to_pem};
 pub use level::LEAF_VALIDITY_MS;

@@ -222,6 +222,7 @@ impl Pki {
     /// [`PkiError::Import`] says what does not fit, [`PkiError::Exists`] that there is one.
     pub fn import(&self, certificates: &[u8], key: &[u8], replace: bool, now_ms: u64) -> Result<Certificate, PkiError> {
         let authority = import::authority(certificates, key, Timestamp(now_ms))?;
+        import::try_out(&authority, Timestamp(now_ms))?;
         self.alone(|| {
             let path = self.path(AUTHORITY);
             if !replace && path.try_exists().map_err(|error| PkiError::File { path, doing: "looking at it", error })? {

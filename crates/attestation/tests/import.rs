@@ -186,3 +186,26 @@ fn a_key_in_openssls_older_form_is_taken() {
     assert!(sec1.contains("BEGIN EC PRIVATE KEY"));
     home.pki.import(company.certificate("authority").as_bytes(), sec1.as_bytes(), false, NOW_MS).unwrap();
 }
+
+/// Made with OpenSSL: a root with intermediates, and the key of the last; none of the certificates has more than 1024 bytes.
+fn refused_file(name: &str) -> ImportError {
+    let text = fs::read_to_string(format!("{}/tests/data/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let home = home();
+    let now_ms = NOW_MS + YEAR_MS;
+    let error = home.pki.import(text.as_bytes(), text.as_bytes(), false, now_ms).unwrap_err();
+    assert_eq!(home.pki.existing_root().unwrap(), None, "a refused import leaves nothing");
+    let PkiError::Import(error) = error else { panic!("{error}") };
+    error
+}
+
+#[test]
+fn an_authority_with_a_name_too_long_for_certificates_below_it_is_refused() {
+    let error = refused_file("long-name.pem");
+    assert!(matches!(&error, ImportError::TooLongBelow { above, length: 1025.., .. } if above.contains("Long name")), "{error}");
+}
+
+#[test]
+fn an_authority_below_so_much_that_documents_would_not_fit_a_response_is_refused() {
+    let error = refused_file("long-chain.pem");
+    assert!(matches!(&error, ImportError::DocumentTooLong { length: 12_289.., .. }), "{error}");
+}

@@ -458,3 +458,12 @@ fn causes_stand_behind_their_error_in_one_line() {
     let line = nitroxide_attestation::in_one_line(&pki.look(NOW_MS).unwrap_err());
     assert!(line.ends_with("made anew: It holds no certificate (a block that begins with `-----BEGIN CERTIFICATE-----`)."), "{line}");
 }
+
+#[test]
+fn a_clock_before_1970_makes_no_documents() {
+    let mut signer = Signer::local(MODULE_ID, NOW_MS).unwrap();
+    for error in [signer.document(0, &Claims::default()).unwrap_err(), Signer::local(MODULE_ID, 0).unwrap_err()] {
+        let SignerError::Certificate(error) = error else { panic!("{error}") };
+        assert!(error.to_string().contains("1970-01-01T00:00:00Z"), "{error}");
+    }
+}

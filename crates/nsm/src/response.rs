@@ -7,7 +7,7 @@ use minicbor::Encoder;
 use nitroxide_attestation::{DIGEST_NAME, Pcr};
 
 /// The longest response in bytes, as in Linux `drivers/misc/nsm.c` (NSM_RESPONSE_MAX_SIZE).
-pub const MAX_BYTES: usize = 0x3000;
+pub const MAX_BYTES: usize = nitroxide_attestation::MAX_RESPONSE_BYTES;
 
 /// Why a request was not fulfilled; the name on the wire is the variant's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
