@@ -9,7 +9,7 @@ use crate::cose;
 use crate::issue::{self, CertificateError, Link};
 use crate::level::{Level, Period};
 use crate::payload::{Payload, Pcr};
-use crate::pki::{Pki, PkiError};
+use crate::pki::{Pki, PkiError, in_one_line};
 use p384::ecdsa::SigningKey;
 use std::fmt;
 
@@ -22,6 +22,18 @@ pub enum SignerError {
     Pki(#[from] PkiError),
     /// The document could not be signed.
     Signature(#[source] p384::ecdsa::Error),
+    /// Certificates could not be renewed less than a second ago, and it is not yet tried again: {0}
+    Rests(String),
+}
+
+/// How long certificates are not tried again that could not be made: an enclave asks for documents as often as it likes.
+const REST_MS: u64 = 1000;
+
+/// The last failure to renew, until it works.
+#[derive(Clone)]
+struct Broken {
+    at: Timestamp,
+    error: String,
 }
 
 /// What the caller wants a document to say, besides the signer's own identity.
@@ -51,6 +63,7 @@ pub struct Signer {
     leaf_period: Period,
     /// When the last certificate above the leaf ends.
     issuer_ends: Timestamp,
+    broken: Option<Broken>,
 }
 
 /// Where the certificates above the leaf come from.
@@ -110,7 +123,16 @@ impl Signer {
         // Covers no moment, so that the first document makes the leaf.
         let never = Period { begins: Timestamp(u64::MAX), ends: Timestamp(0) };
         let key = issue::new_key()?;
-        Ok(Self { module_id, key, source, cabundle: Vec::new(), leaf: Vec::new(), leaf_period: never, issuer_ends: Timestamp(0) })
+        Ok(Self {
+            module_id,
+            key,
+            source,
+            cabundle: Vec::new(),
+            leaf: Vec::new(),
+            leaf_period: never,
+            issuer_ends: Timestamp(0),
+            broken: None,
+        })
     }
 
     /// The name that stands in every document and in the leaf certificate.
@@ -137,15 +159,17 @@ impl Signer {
             return Err(CertificateError::Date(now).into());
         }
         if self.leaf_period.is_due(Level::Leaf, now, self.issuer_ends)
-            && let Err(error) = self.renew(now)
+            && let Err((error, is_new)) = self.try_to_renew(now)
         {
             if !self.leaf_period.covers(now) {
                 return Err(error);
             }
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "The attestation certificate could not be renewed; the old one still counts"
-            );
+            if is_new {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "The attestation certificate could not be renewed; the old one still counts"
+                );
+            }
         }
         let payload = Payload {
             module_id: &self.module_id,
@@ -158,6 +182,21 @@ impl Signer {
             nonce: claims.nonce,
         };
         cose::sign1(&self.key, &payload.encode()).map_err(SignerError::Signature)
+    }
+
+    /// Renews unless that has just failed; says of a failure whether it is another one than before.
+    fn try_to_renew(&mut self, now: Timestamp) -> Result<(), (SignerError, bool)> {
+        let is_recent = |broken: &&Broken| now.0.checked_sub(broken.at.0).is_some_and(|since_ms| since_ms < REST_MS);
+        if let Some(broken) = self.broken.as_ref().filter(is_recent) {
+            return Err((SignerError::Rests(broken.error.clone()), false));
+        }
+        let before = self.broken.take();
+        self.renew(now).map_err(|error| {
+            let text = in_one_line(&error);
+            let is_new = before.is_none_or(|before| before.error != text);
+            self.broken = Some(Broken { at: now, error: text });
+            (error, is_new)
+        })
     }
 
     fn renew(&mut self, now: Timestamp) -> Result<(), SignerError> {

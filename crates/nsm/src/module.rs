@@ -6,7 +6,7 @@
 use crate::pcr::{InitialPcrs, MAX_PCRS, PcrBank};
 use crate::request::{self, Request};
 use crate::response::{ErrorCode, Response};
-use nitroxide_attestation::{Claims, Signer};
+use nitroxide_attestation::{Claims, Signer, SignerError, in_one_line};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The longest `user_data`, `nonce` or `public_key` in bytes; AWS's own check sends three of this length.
@@ -42,13 +42,15 @@ pub struct Module {
     debug: bool,
     pcrs: PcrBank,
     readiness: Readiness,
+    /// Why the last document could not be signed, as the log has it: a guest that asks again and again does not fill the log.
+    logged: Option<String>,
 }
 
 impl Module {
     /// A module that has a name, but no identity yet.
     #[must_use]
     pub const fn new(module_id: String, debug: bool) -> Self {
-        Self { module_id, debug, pcrs: PcrBank::new(), readiness: Readiness::Waiting }
+        Self { module_id, debug, pcrs: PcrBank::new(), readiness: Readiness::Waiting, logged: None }
     }
 
     /// Takes the boot measurements and the signer; `None` says that there will be none. Only the first call counts.
@@ -131,10 +133,19 @@ impl Module {
         }
         let Readiness::Ready(signer) = &mut self.readiness else { return Err(ErrorCode::InternalError) };
         let pcrs = self.pcrs.attested();
-        let document = signer.document(now_ms(), &Claims { pcrs: &pcrs, public_key, user_data, nonce }).map_err(|error| {
-            tracing::error!(error = &error as &dyn std::error::Error, "An attestation document could not be signed");
-            ErrorCode::InternalError
-        })?;
+        let document = match signer.document(now_ms(), &Claims { pcrs: &pcrs, public_key, user_data, nonce }) {
+            Ok(document) => document,
+            Err(SignerError::Rests(_)) => return Err(ErrorCode::InternalError),
+            Err(error) => {
+                let text = in_one_line(&error);
+                if self.logged.as_ref() != Some(&text) {
+                    tracing::error!(error = &error as &dyn std::error::Error, "An attestation document could not be signed");
+                    self.logged = Some(text);
+                }
+                return Err(ErrorCode::InternalError);
+            }
+        };
+        self.logged = None;
         Ok(Response::Attestation { document: &document }.encode())
     }
 }
