@@ -13,11 +13,13 @@ use crate::issue::{CertificateError, Link};
 use crate::keyfile::{KeyFile, KeyFileError, MAX_PEM_BYTES};
 use crate::level::Level;
 use crate::signer::{Issuing, Signer, SignerError};
-use rustix::fs::{Access, FlockOperation};
+use rustix::fs::{Access, FlockOperation, Mode, OFlags};
 use std::error::Error;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -205,7 +207,7 @@ impl Pki {
         if let Some(authority) = self.existing_authority()? {
             return self.check_authority(&authority, Timestamp(now_ms));
         }
-        let above = self.nearest()?;
+        let (above, _) = self.nearest()?;
         rustix::fs::access(&above, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| PkiError::File {
             path: self.folder.clone(),
             doing: "making the folder",
@@ -361,28 +363,43 @@ impl Pki {
             _ => {}
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(failed)?;
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-        std::fs::rename(&new, &path).map_err(failed)?;
-        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(failed)
+        let folder = File::open(&self.folder).map_err(failed)?;
+        hand_over(&file, &folder).and_then(|()| file.write_all(text.as_bytes())).and_then(|()| file.sync_all()).map_err(failed)?;
+        std::fs::rename(&new, &path).and_then(|()| folder.sync_all()).map_err(failed)
     }
 
-    /// The folder, else the nearest one above it that is there; an error if it belongs to somebody else: with another user's home (as with
-    /// `sudo -E`) what is made would be root's and lock its owner out.
-    fn nearest(&self) -> Result<PathBuf, PkiError> {
+    /// The folder, else the nearest one above it that is there, and what is missing from there on, nearest last.
+    fn nearest(&self) -> Result<(PathBuf, Vec<OsString>), PkiError> {
+        let mut missing = Vec::new();
         for path in self.folder.ancestors() {
             match std::fs::metadata(path) {
-                Ok(metadata) => return check_owner(path, &metadata).map(|()| path.to_path_buf()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Ok(_) => return Ok((path.to_path_buf(), missing)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => missing.extend(path.file_name().map(OsStr::to_owned)),
                 Err(error) => return Err(PkiError::File { path: path.to_path_buf(), doing: "looking at it", error }),
             }
         }
-        Ok(self.folder.clone())
+        Ok((PathBuf::from("/"), missing))
     }
 
+    /// Makes the folder. What root makes below another user's folder (as with `sudo -E`) is that user's, who would be locked out else.
     fn make_folder(&self) -> Result<(), PkiError> {
-        self.nearest()?;
         let failed = |error| PkiError::File { path: self.folder.clone(), doing: "making the folder", error };
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(failed)?;
+        let (nearest, missing) = self.nearest()?;
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // Step by step, so that a link that somebody puts in the way is not followed.
+        let mut above = rustix::fs::open(&nearest, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        for name in missing.iter().rev() {
+            let made = match rustix::fs::mkdirat(&above, name, Mode::RWXU) {
+                Ok(()) => true,
+                Err(rustix::io::Errno::EXIST) => false,
+                Err(error) => return Err(failed(error.into())),
+            };
+            let folder = rustix::fs::openat(&above, name, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(|error| failed(error.into()))?;
+            if made {
+                hand_over(&folder, &above).map_err(failed)?;
+            }
+            above = folder;
+        }
         self.folder_exists().map(|_| ())
     }
 
@@ -406,6 +423,7 @@ impl Pki {
         let path = self.path(LOCK);
         let failed = |error| PkiError::File { path: path.clone(), doing: "locking", error };
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+        File::open(&self.folder).and_then(|folder| hand_over(&file, &folder)).map_err(failed)?;
         let begun = Instant::now();
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -433,9 +451,19 @@ fn file_name(level: Level, instance: &str) -> String {
     }
 }
 
+/// Gives what root has made to whoever owns the folder around it.
+fn hand_over(made: impl AsFd, around: impl AsFd) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = rustix::fs::fstat(around)?;
+    Ok(rustix::fs::fchown(made, Some(rustix::fs::Uid::from_raw(owner.st_uid)), Some(rustix::fs::Gid::from_raw(owner.st_gid)))?)
+}
+
+/// Root uses anybody's.
 fn check_owner(path: &Path, metadata: &std::fs::Metadata) -> Result<(), PkiError> {
     let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
-    if owner == user { Ok(()) } else { Err(PkiError::Owner { path: path.to_path_buf(), owner, user }) }
+    if owner == user || user == 0 { Ok(()) } else { Err(PkiError::Owner { path: path.to_path_buf(), owner, user }) }
 }
 
 fn check_access(path: &Path, metadata: &std::fs::Metadata, wanted: u32) -> Result<(), PkiError> {
