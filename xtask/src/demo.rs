@@ -2,10 +2,11 @@
 //!
 //! Everything is done by the product's own commands, as a user would type them; each is shown, timed, and checked.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr, bail, ensure, miette};
@@ -99,19 +100,25 @@ impl<'a> Enclave<'a> {
     }
 
     fn ask(&self, question: &str) -> Result<String> {
-        let mut client = Command::new(self.nitroxide)
-            .args(["vsock", "connect", &self.cid, SAMPLE_PORT])
+        let output = self.feed(&["vsock", "connect", &self.cid, SAMPLE_PORT], &format!("{question}\n"))?;
+        ensure!(output.status.success(), "nitroxide vsock connect failed: {}", output.status);
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs a command of nitroxide with this on its standard input.
+    fn feed<S: AsRef<OsStr>>(&self, arguments: &[S], text: &str) -> Result<Output> {
+        let mut command = Command::new(self.nitroxide);
+        let mut program = command
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .into_diagnostic()
-            .wrap_err("Starting nitroxide vsock connect")?;
-        let mut input = client.stdin.take().ok_or_else(|| miette!("nitroxide vsock connect has no input"))?;
-        writeln!(input, "{question}").into_diagnostic()?;
+            .wrap_err_with(|| format!("Starting `{}`", context::show(&command)))?;
+        let mut input = program.stdin.take().ok_or_else(|| miette!("`{}` has no input", context::show(&command)))?;
+        input.write_all(text.as_bytes()).into_diagnostic()?;
         drop(input);
-        let output = client.wait_with_output().into_diagnostic()?;
-        ensure!(output.status.success(), "nitroxide vsock connect failed: {}", output.status);
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        program.wait_with_output().into_diagnostic()
     }
 
     /// Has the application ask its NSM for a document, and verifies it; a copy with one changed hex digit has to be refused.
@@ -141,18 +148,7 @@ impl<'a> Enclave<'a> {
 
     /// Whether a document, given on standard input, is believed; anything but a judgement is an error.
     fn verifies(&self, arguments: &[String], document: &str) -> Result<bool> {
-        let mut command = Command::new(self.nitroxide);
-        let mut verifier = command
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .into_diagnostic()
-            .wrap_err("Starting nitroxide attestation verify")?;
-        let mut input = verifier.stdin.take().ok_or_else(|| miette!("nitroxide attestation verify has no input"))?;
-        input.write_all(document.as_bytes()).into_diagnostic()?;
-        drop(input);
-        let status = verifier.wait().into_diagnostic()?;
+        let status = self.feed(arguments, document)?.status;
         match status.code() {
             Some(0) => Ok(true),
             Some(NOT_BELIEVED) => Ok(false),

@@ -4,7 +4,7 @@
 //! kept from earlier and makes those anew that are missing, due or not of this authority. Where they are kept is the matter of
 //! [`crate::pki`] (files) and [`crate::signer`] (memory).
 
-use crate::certificate::{Certificate, Timestamp};
+use crate::certificate::{Certificate, CertificateFault, Timestamp};
 use crate::issue::{self, CertificateError, Link};
 use crate::level::{Level, Period};
 
@@ -38,9 +38,9 @@ impl Authority {
         Level::below(self.above.len() + 1)
     }
 
-    /// Its certificate that does not count at this time, if there is one.
-    pub(crate) fn lapsed(&self, now: Timestamp) -> Option<&Certificate> {
-        self.certificates().find(|certificate| certificate.check_period(now).is_err())
+    /// Its certificate that does not count at this time, if there is one, and why not.
+    pub(crate) fn lapsed(&self, now: Timestamp) -> Option<(&Certificate, CertificateFault)> {
+        self.certificates().find_map(|certificate| Some((certificate, certificate.check_period(now).err()?)))
     }
 }
 

@@ -8,7 +8,7 @@ use p384::ecdsa::{DerSignature, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use x509_cert::certificate::Version;
 use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::der::oid::AssociatedOid as _;
@@ -91,6 +91,15 @@ pub struct Timestamp(
     /// The milliseconds.
     pub u64,
 );
+
+impl Timestamp {
+    /// Now, by this machine's clock; 0 on one that is before 1970.
+    #[must_use]
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+}
 
 impl FromStr for Timestamp {
     type Err = NoTimestamp;

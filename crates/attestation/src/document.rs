@@ -4,6 +4,7 @@
 //! here: [`crate::Verifier`] looks at signatures and certificates. Limits: AWS's `nsm-api`, docs/attestation_process.md, 3.2.2.
 
 use crate::cose::{Envelope, EnvelopeError};
+use crate::entries::Entries;
 use crate::payload::DIGEST_NAME;
 use minicbor::Decoder;
 use minicbor::data::Type;
@@ -16,7 +17,7 @@ pub const MAX_FIELD_BYTES: usize = 1024;
 pub const MAX_BUNDLE: usize = 16;
 
 /// PCRs are numbered from 0 to one less than this.
-pub const MAX_PCRS: u64 = 32;
+pub const MAX_PCRS: u16 = 32;
 
 /// Why bytes are not a document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
@@ -96,7 +97,7 @@ impl Document {
         let mut fields = Fields::default();
         let mut cbor = Decoder::new(payload);
         let structure = |error: minicbor::decode::Error| DocumentError::Structure(error.to_string());
-        let mut entries = Entries(cbor.map().map_err(structure)?);
+        let mut entries = Entries::of_map(&mut cbor).map_err(structure)?;
         while entries.has_next(&mut cbor).map_err(structure)? {
             let name = cbor.str().map_err(structure)?;
             fields.read(name, &mut cbor)?;
@@ -115,27 +116,6 @@ impl Document {
     }
 }
 
-/// Goes through a map or an array: how many entries are left, or `None` up to a break.
-struct Entries(Option<u64>);
-
-impl Entries {
-    /// Whether another entry follows; the break is read.
-    fn has_next(&mut self, cbor: &mut Decoder<'_>) -> Result<bool, minicbor::decode::Error> {
-        match &mut self.0 {
-            Some(0) => Ok(false),
-            Some(left) => {
-                *left -= 1;
-                Ok(true)
-            }
-            None if cbor.datatype()? == Type::Break => {
-                cbor.set_position(cbor.position().saturating_add(1));
-                Ok(false)
-            }
-            None => Ok(true),
-        }
-    }
-}
-
 /// How deep containers and tags of an unknown field may stand in each other.
 const MAX_DEPTH: u8 = 16;
 
@@ -146,7 +126,7 @@ fn pass_over(cbor: &mut Decoder<'_>, depth: u8) -> Result<(), minicbor::decode::
     match cbor.datatype()? {
         Type::Array | Type::ArrayIndef => {
             let depth = deeper()?;
-            let mut entries = Entries(cbor.array()?);
+            let mut entries = Entries::of_array(cbor)?;
             while entries.has_next(cbor)? {
                 pass_over(cbor, depth)?;
             }
@@ -154,7 +134,7 @@ fn pass_over(cbor: &mut Decoder<'_>, depth: u8) -> Result<(), minicbor::decode::
         }
         Type::Map | Type::MapIndef => {
             let depth = deeper()?;
-            let mut entries = Entries(cbor.map()?);
+            let mut entries = Entries::of_map(cbor)?;
             while entries.has_next(cbor)? {
                 pass_over(cbor, depth)?;
                 pass_over(cbor, depth)?;
@@ -253,14 +233,14 @@ fn timestamp(cbor: &mut Decoder<'_>) -> Result<u64, DocumentError> {
 
 fn pcrs(cbor: &mut Decoder<'_>) -> Result<BTreeMap<u8, Vec<u8>>, DocumentError> {
     let of_length = |length| DocumentError::Length { field: "pcrs", length, allowed: "1 to 32 registers" };
-    let mut entries = Entries(cbor.map().map_err(of_type("pcrs"))?);
-    if let Some(length) = entries.0.filter(|length| *length > MAX_PCRS) {
+    let mut entries = Entries::of_map(cbor).map_err(of_type("pcrs"))?;
+    if let Some(length) = entries.left().filter(|length| *length > MAX_PCRS.into()) {
         return Err(of_length(length));
     }
     let mut pcrs = BTreeMap::new();
     while entries.has_next(cbor).map_err(of_type("pcrs"))? {
         let number = cbor.u64().map_err(of_type("pcrs"))?;
-        let index = u8::try_from(number).ok().filter(|_| number < MAX_PCRS).ok_or(DocumentError::PcrIndex(number))?;
+        let index = u8::try_from(number).ok().filter(|_| number < MAX_PCRS.into()).ok_or(DocumentError::PcrIndex(number))?;
         let value = cbor.bytes().map_err(of_type("pcrs"))?;
         if ![32, 48, 64].contains(&value.len()) {
             return Err(DocumentError::Length { field: "pcrs", length: value.len() as u64, allowed: "32, 48 or 64 bytes a register" });
@@ -274,8 +254,8 @@ fn pcrs(cbor: &mut Decoder<'_>) -> Result<BTreeMap<u8, Vec<u8>>, DocumentError> 
 
 fn cabundle(cbor: &mut Decoder<'_>) -> Result<Vec<Vec<u8>>, DocumentError> {
     let of_length = |length| DocumentError::Length { field: "cabundle", length, allowed: "1 to 16 certificates" };
-    let mut entries = Entries(cbor.array().map_err(of_type("cabundle"))?);
-    if let Some(length) = entries.0.filter(|length| *length > MAX_BUNDLE as u64) {
+    let mut entries = Entries::of_array(cbor).map_err(of_type("cabundle"))?;
+    if let Some(length) = entries.left().filter(|length| *length > MAX_BUNDLE as u64) {
         return Err(of_length(length));
     }
     let mut bundle = Vec::new();

@@ -252,16 +252,7 @@ fn time(moment: Timestamp) -> Result<Time, CertificateError> {
 }
 
 fn random<const N: usize>() -> Result<[u8; N], CertificateError> {
-    let mut bytes = [0; N];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()) {
-            Ok(count) => filled += count,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(CertificateError::Random(error.to_string())),
-        }
-    }
-    Ok(bytes)
+    <[u8; N]>::try_generate().map_err(|error| CertificateError::Random(error.to_string()))
 }
 
 fn build(error: impl std::fmt::Display) -> CertificateError {

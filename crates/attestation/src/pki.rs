@@ -269,8 +269,7 @@ impl Pki {
     }
 
     fn check_authority(&self, authority: &Authority, now: Timestamp) -> Result<(), PkiError> {
-        let Some(certificate) = authority.lapsed(now) else { return Ok(()) };
-        let fault = certificate.check_period(now).err().unwrap_or(CertificateFault::Version);
+        let Some((certificate, fault)) = authority.lapsed(now) else { return Ok(()) };
         Err(PkiError::Lapsed { subject: certificate.subject(), path: self.path(AUTHORITY), fault })
     }
 
@@ -302,14 +301,9 @@ impl Pki {
             // What is below an authority is written after it: if another process has just made both, it is there now.
             file = self.read(AUTHORITY, remove())?;
         }
-        let KeyFile { mut certificates, key } = file.ok_or_else(|| PkiError::NoAuthority { path: self.path(AUTHORITY) })?;
-        let missing = |error| PkiError::Content { path: self.path(AUTHORITY), remove: remove(), error };
-        let certificate = certificates.pop().ok_or_else(|| missing(KeyFileError::NoCertificate))?;
-        let key = key.ok_or_else(|| missing(KeyFileError::NoKey))?;
-        if certificate.key() != key.verifying_key() {
-            return Err(PkiError::Pieces { path: self.path(AUTHORITY), remove: remove() });
-        }
-        Ok(Some(Authority { above: certificates, link: Link { certificate, key } }))
+        let file = file.ok_or_else(|| PkiError::NoAuthority { path: self.path(AUTHORITY) })?;
+        let (above, link) = self.pieces(AUTHORITY, file, remove())?;
+        Ok(Some(Authority { above, link }))
     }
 
     fn has_certificates(&self) -> Result<bool, PkiError> {
@@ -329,14 +323,23 @@ impl Pki {
 
     fn link(&self, name: &str) -> Result<Option<Link>, PkiError> {
         let remove = || "it".to_owned();
-        let Some(KeyFile { mut certificates, key }) = self.read(name, remove())? else { return Ok(None) };
-        let missing = |error| PkiError::Content { path: self.path(name), remove: remove(), error };
-        let certificate = certificates.pop().ok_or_else(|| missing(KeyFileError::NoCertificate))?;
-        let key = key.ok_or_else(|| missing(KeyFileError::NoKey))?;
-        if certificate.key() != key.verifying_key() || !certificates.is_empty() {
-            return Err(PkiError::Pieces { path: self.path(name), remove: remove() });
+        let Some(file) = self.read(name, remove())? else { return Ok(None) };
+        match self.pieces(name, file, remove())? {
+            (above, link) if above.is_empty() => Ok(Some(link)),
+            _ => Err(PkiError::Pieces { path: self.path(name), remove: remove() }),
         }
-        Ok(Some(Link { certificate, key }))
+    }
+
+    /// The last certificate of a file with its key, and the certificates before it.
+    fn pieces(&self, name: &str, file: KeyFile, remove: String) -> Result<(Vec<Certificate>, Link), PkiError> {
+        let path = self.path(name);
+        let KeyFile { mut certificates, key } = file;
+        match (certificates.pop(), key) {
+            (None, _) => Err(PkiError::Content { path, remove, error: KeyFileError::NoCertificate }),
+            (_, None) => Err(PkiError::Content { path, remove, error: KeyFileError::NoKey }),
+            (Some(certificate), Some(key)) if certificate.key() != key.verifying_key() => Err(PkiError::Pieces { path, remove }),
+            (Some(certificate), Some(key)) => Ok((certificates, Link { certificate, key })),
+        }
     }
 
     fn read(&self, name: &str, remove: String) -> Result<Option<KeyFile>, PkiError> {

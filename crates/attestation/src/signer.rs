@@ -110,9 +110,6 @@ impl Signer {
     }
 
     fn new(module_id: String, source: Source, now: Timestamp) -> Result<Self, SignerError> {
-        if now.0 == 0 {
-            return Err(CertificateError::Date(now).into());
-        }
         let mut signer = Self::without_leaf(module_id, source)?;
         signer.renew(now)?;
         Ok(signer)
@@ -154,10 +151,6 @@ impl Signer {
     /// [`SignerError`] if a new leaf or the signature cannot be made. A PKI that cannot be used is an error only once the leaf has ended.
     pub fn document(&mut self, now_ms: u64, claims: &Claims<'_>) -> Result<Vec<u8>, SignerError> {
         let now = Timestamp(now_ms);
-        // Documents say when they were made, and 0 is no time in them; a clock from before 1970 reads so.
-        if now_ms == 0 {
-            return Err(CertificateError::Date(now).into());
-        }
         if self.leaf_period.is_due(Level::Leaf, now, self.issuer_ends)
             && let Err((error, is_new)) = self.try_to_renew(now)
         {
@@ -200,6 +193,10 @@ impl Signer {
     }
 
     fn renew(&mut self, now: Timestamp) -> Result<(), SignerError> {
+        // Documents say when they were made, and 0 is no time in them; a clock from before 1970 reads so. No certificate covers it.
+        if now.0 == 0 {
+            return Err(CertificateError::Date(now).into());
+        }
         let instance = issue::instance_of(&self.module_id);
         let Issuing { bundle, issuer } = match &mut self.source {
             Source::Memory(memory) => memory.issuing(instance, now)?,

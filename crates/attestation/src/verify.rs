@@ -10,7 +10,6 @@ use crate::cose::{Envelope, EnvelopeError};
 use crate::document::{Document, DocumentError};
 use crate::keyfile::{KeyFile, KeyFileError};
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
 use subtle::ConstantTimeEq as _;
 
 /// SHA-256 of AWS's root certificate for Nitro Enclaves (DER), `CN=aws.nitro-enclaves`, which AWS publishes; it ends in 2049.
@@ -98,8 +97,7 @@ impl At {
     /// Now, by this machine's clock.
     #[must_use]
     pub fn now() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self::Time(Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)))
+        Self::Time(Timestamp::now())
     }
 }
 

@@ -10,11 +10,11 @@ use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use nitroxide_eif::{Image, Measurements};
 use nitroxide_engine::{Accelerator, DiscoverError, Discovery, Engine, ExitReason, ExitReport, FileRange, MAX_MEMORY_RUNS, Vm, VmSpec};
-use nitroxide_nsm::{InitialPcrs, NsmBackend, NsmConfig, Pki};
+use nitroxide_nsm::{InitialPcrs, NsmBackend, NsmConfig, Pki, Timestamp};
 use nitroxide_vsock::{VsockBackend, VsockConfig};
 use nitroxide_world::{Claim, Endpoint, ParentIdentity, SocketFile, World, peer_address};
 use rustix::io::Errno;
@@ -351,17 +351,11 @@ fn end_report(report: ExitReport, application: Option<crate::report::Application
     EndReport { reason, detail: report.detail, application, console_tail: console.tail() }
 }
 
-/// Milliseconds since 1970-01-01 UTC; 0 on a clock that is before that.
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// What the user has to know about the PKI that attestation documents hang from: nothing while all is well.
 fn pki_note() -> Option<String> {
     match Pki::of_user() {
         Ok(pki) => pki
-            .look(now_ms())
+            .look(Timestamp::now().0)
             .err()
             .map(|error| format!("The enclave gets no attestation documents. {}", nitroxide_nsm::in_one_line(&error))),
         Err(error) => Some(format!("Attestation documents hang from a root that ends with the enclave. {error}")),

@@ -4,10 +4,10 @@
 //! to wait until the image is hashed. The other serves QEMU with [`Handler`] and never waits for the first: it describes itself
 //! and gives random numbers at once, because the guest's kernel asks for both while it boots. docs/nsm.md, "Threads".
 
-use crate::module::{Identity, Module, now_ms};
+use crate::module::{Identity, Module};
 use crate::pcr::InitialPcrs;
 use crate::vhost_user::Handler;
-use nitroxide_attestation::{Pki, Signer, SignerError};
+use nitroxide_attestation::{Pki, Signer, SignerError, Timestamp};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::fmt;
 use std::io;
@@ -109,8 +109,8 @@ fn make_identity(module_id: &str, pki: Option<&Pki>, pcrs: Box<dyn FnOnce() -> I
 }
 
 fn signer(module_id: &str, pki: Option<&Pki>) -> Result<Signer, SignerError> {
-    let Some(pki) = pki else { return Signer::local(module_id, now_ms()) };
-    pki.signer(module_id, now_ms()).or_else(|error| {
+    let Some(pki) = pki else { return Signer::local(module_id, Timestamp::now().0) };
+    pki.signer(module_id, Timestamp::now().0).or_else(|error| {
         tracing::error!(error = &error as &dyn std::error::Error, "Attestation documents cannot be made as long as this is so");
         pki.signer_later(module_id)
     })

@@ -18,6 +18,6 @@ mod vhost_user;
 pub mod virtqueue;
 
 pub use backend::{NsmBackend, NsmConfig, spawn};
-pub use module::{FIELD_MAX_BYTES, Identity, Module, RANDOM_BYTES};
-pub use nitroxide_attestation::{Pcr, Pki, PkiError, in_one_line};
-pub use pcr::{BOOT_LOCKED_PCRS, DEBUG_ZEROED_PCRS, InitialPcrs, MAX_PCRS, PcrBank};
+pub use module::{Identity, Module, RANDOM_BYTES};
+pub use nitroxide_attestation::{MAX_FIELD_BYTES, MAX_PCRS, Pcr, Pki, PkiError, Timestamp, in_one_line};
+pub use pcr::{BOOT_LOCKED_PCRS, DEBUG_ZEROED_PCRS, InitialPcrs, PcrBank};

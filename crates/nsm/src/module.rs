@@ -3,14 +3,10 @@
 //! [`Module`] is used by [`crate::virtqueue`] from one thread; [`Identity`] is what is slow to make at launch (keys, certificates,
 //! the image's hash), so that a module can describe itself and give random numbers before it is there. Semantics: docs/nsm.md.
 
-use crate::pcr::{InitialPcrs, MAX_PCRS, PcrBank};
+use crate::pcr::{InitialPcrs, PcrBank};
 use crate::request::{self, Request};
 use crate::response::{ErrorCode, Response};
-use nitroxide_attestation::{Claims, Signer, SignerError, in_one_line};
-use std::time::{SystemTime, UNIX_EPOCH};
-
-/// The longest `user_data`, `nonce` or `public_key` in bytes; AWS's own check sends three of this length.
-pub const FIELD_MAX_BYTES: usize = 1024;
+use nitroxide_attestation::{Claims, MAX_FIELD_BYTES, MAX_PCRS, Signer, SignerError, Timestamp, in_one_line};
 
 /// How many bytes GetRandom gives.
 pub const RANDOM_BYTES: usize = 256;
@@ -128,12 +124,12 @@ impl Module {
     }
 
     fn attest(&mut self, user_data: Option<&[u8]>, nonce: Option<&[u8]>, public_key: Option<&[u8]>) -> Result<Vec<u8>, ErrorCode> {
-        if [user_data, nonce, public_key].into_iter().flatten().any(|field| field.len() > FIELD_MAX_BYTES) {
+        if [user_data, nonce, public_key].into_iter().flatten().any(|field| field.len() > MAX_FIELD_BYTES) {
             return Err(ErrorCode::InputTooLarge);
         }
         let Readiness::Ready(signer) = &mut self.readiness else { return Err(ErrorCode::InternalError) };
         let pcrs = self.pcrs.attested();
-        let document = match signer.document(now_ms(), &Claims { pcrs: &pcrs, public_key, user_data, nonce }) {
+        let document = match signer.document(Timestamp::now().0, &Claims { pcrs: &pcrs, public_key, user_data, nonce }) {
             Ok(document) => document,
             Err(SignerError::Rests(_)) => return Err(ErrorCode::InternalError),
             Err(error) => {
@@ -148,12 +144,6 @@ impl Module {
         self.logged = None;
         Ok(Response::Attestation { document: &document }.encode())
     }
-}
-
-/// Milliseconds since 1970-01-01 UTC; 0 on a clock that is before that.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn random() -> Result<Vec<u8>, ErrorCode> {

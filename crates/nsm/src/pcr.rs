@@ -4,11 +4,8 @@
 //! [`Module`](crate::Module) is the only writer. Rules: docs/nsm.md, "Registers".
 
 use crate::response::ErrorCode;
-use nitroxide_attestation::{PCR_BYTES, Pcr};
+use nitroxide_attestation::{MAX_PCRS, PCR_BYTES, Pcr};
 use sha2::{Digest as _, Sha384};
-
-/// How many registers there are, 0 to 31.
-pub const MAX_PCRS: u16 = 32;
 
 /// Registers below this one are written at boot and locked from then on.
 pub const BOOT_LOCKED_PCRS: u16 = 16;

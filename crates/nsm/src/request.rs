@@ -8,6 +8,7 @@
 use crate::response::ErrorCode;
 use minicbor::Decoder;
 use minicbor::data::Type;
+use nitroxide_attestation::Entries;
 
 /// The longest request in bytes, as in Linux `drivers/misc/nsm.c` (NSM_REQUEST_MAX_SIZE).
 pub const MAX_BYTES: usize = 0x1000;
@@ -92,7 +93,7 @@ fn whole(cbor: &mut Decoder<'_>) -> Result<Request, Malformed> {
         };
     }
     let mut request = None;
-    Map::begin(cbor)?.each(cbor, |name, cbor| {
+    each(cbor, |name, cbor| {
         let decoded = with_fields(name, cbor)?;
         if request.replace(decoded).is_some() { Err(Malformed) } else { Ok(()) }
     })?;
@@ -106,7 +107,7 @@ fn with_fields(name: &str, cbor: &mut Decoder<'_>) -> Result<Request, Malformed>
         "LockPCRs" => number(cbor, "range").map(|range| Request::LockPcrs { range }),
         "ExtendPCR" => {
             let (mut index, mut data) = (None, None);
-            Map::begin(cbor)?.each(cbor, |field, cbor| match field {
+            each(cbor, |field, cbor| match field {
                 "index" => set(&mut index, small(cbor)?),
                 "data" => set(&mut data, byte_string(cbor)?),
                 _ => Err(Malformed),
@@ -115,7 +116,7 @@ fn with_fields(name: &str, cbor: &mut Decoder<'_>) -> Result<Request, Malformed>
         }
         "Attestation" => {
             let (mut user_data, mut nonce, mut public_key) = (None, None, None);
-            Map::begin(cbor)?.each(cbor, |field, cbor| match field {
+            each(cbor, |field, cbor| match field {
                 "user_data" => set(&mut user_data, optional_byte_string(cbor)?),
                 "nonce" => set(&mut nonce, optional_byte_string(cbor)?),
                 "public_key" => set(&mut public_key, optional_byte_string(cbor)?),
@@ -127,40 +128,19 @@ fn with_fields(name: &str, cbor: &mut Decoder<'_>) -> Result<Request, Malformed>
     }
 }
 
-/// The rest of a map that was begun: how many entries, or until a break.
-struct Map(Option<u64>);
-
-impl Map {
-    fn begin(cbor: &mut Decoder<'_>) -> Result<Self, Malformed> {
-        Ok(Self(cbor.map()?))
+/// Reads a map and calls `entry` with each key, standing at its value. Ends at the first error.
+fn each<'b>(cbor: &mut Decoder<'b>, mut entry: impl FnMut(&'b str, &mut Decoder<'b>) -> Result<(), Malformed>) -> Result<(), Malformed> {
+    let mut entries = Entries::of_map(cbor)?;
+    while entries.has_next(cbor)? {
+        let key = cbor.str()?;
+        entry(key, cbor)?;
     }
-
-    /// Calls `entry` with each key, standing at its value. Ends at the first error; a wrong count runs into the end of the input.
-    fn each<'b>(
-        self,
-        cbor: &mut Decoder<'b>,
-        mut entry: impl FnMut(&'b str, &mut Decoder<'b>) -> Result<(), Malformed>,
-    ) -> Result<(), Malformed> {
-        let mut left = self.0;
-        loop {
-            match &mut left {
-                Some(0) => return Ok(()),
-                Some(count) => *count -= 1,
-                None if cbor.datatype()? == Type::Break => {
-                    cbor.set_position(cbor.position() + 1);
-                    return Ok(());
-                }
-                None => {}
-            }
-            let key = cbor.str()?;
-            entry(key, cbor)?;
-        }
-    }
+    Ok(())
 }
 
 fn number(cbor: &mut Decoder<'_>, name: &str) -> Result<u16, Malformed> {
     let mut number = None;
-    Map::begin(cbor)?.each(cbor, |field, cbor| if field == name { set(&mut number, small(cbor)?) } else { Err(Malformed) })?;
+    each(cbor, |field, cbor| if field == name { set(&mut number, small(cbor)?) } else { Err(Malformed) })?;
     number.ok_or(Malformed)
 }
 

@@ -5,7 +5,7 @@ use ciborium::Value;
 use nitroxide_attestation::Signer;
 use nitroxide_nsm::request::{self, Request};
 use nitroxide_nsm::response::{self, ErrorCode, Response};
-use nitroxide_nsm::{FIELD_MAX_BYTES, Identity, InitialPcrs, Module};
+use nitroxide_nsm::{Identity, InitialPcrs, MAX_FIELD_BYTES, Module};
 use proptest::prelude::*;
 
 const MODULE_ID: &str = "i-0000000000000000-enc0000000000000001";
@@ -148,8 +148,8 @@ fn each_field_of_an_attestation_may_have_1024_bytes_and_no_more() {
     for name in ["user_data", "nonce", "public_key"] {
         let ask = |bytes: usize| cbor(&map(&[("Attestation", map(&[(name, Value::Bytes(vec![7; bytes]))]))]));
         let mut module = module();
-        assert!(module.answer(&ask(FIELD_MAX_BYTES)).starts_with(b"\xa1\x6bAttestation\xa1\x68document\x59"));
-        assert_eq!(module.answer(&ask(FIELD_MAX_BYTES + 1)), b"\xa1\x65Error\x6dInputTooLarge");
+        assert!(module.answer(&ask(MAX_FIELD_BYTES)).starts_with(b"\xa1\x6bAttestation\xa1\x68document\x59"));
+        assert_eq!(module.answer(&ask(MAX_FIELD_BYTES + 1)), b"\xa1\x65Error\x6dInputTooLarge");
     }
 }
 
@@ -160,7 +160,7 @@ fn the_largest_document_fits() {
         let request = cbor(&map(&[("ExtendPCR", map(&[("index", index.into()), ("data", Value::Bytes(vec![1]))]))]));
         assert!(module.answer(&request).starts_with(b"\xa1\x69ExtendPCR"));
     }
-    let field = || Value::Bytes(vec![7; FIELD_MAX_BYTES]);
+    let field = || Value::Bytes(vec![7; MAX_FIELD_BYTES]);
     let answer =
         module.answer(&cbor(&map(&[("Attestation", map(&[("user_data", field()), ("nonce", field()), ("public_key", field())]))])));
     assert!(answer.starts_with(b"\xa1\x6bAttestation"));

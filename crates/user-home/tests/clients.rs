@@ -40,10 +40,7 @@ impl User {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new("setpriv");
-        if rustix::process::geteuid().is_root() {
-            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
-        }
+        let mut command = as_user();
         // Whoever runs the tests in the background may have signals ignored.
         command.args(["env", "--default-signal"]).arg(self.path("supervise")).arg(self.path("world")).current_dir("/").stdin(Stdio::null());
         command
@@ -78,6 +75,15 @@ impl User {
         eventually("no process is left", || self.processes().is_empty());
         assert_eq!(self.claims(), Vec::<PathBuf>::new());
     }
+}
+
+/// What starts the rest of its words as an ordinary user; as root, as nobody.
+fn as_user() -> Command {
+    let mut command = Command::new("setpriv");
+    if rustix::process::geteuid().is_root() {
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    }
+    command
 }
 
 fn example(name: &str) -> PathBuf {
@@ -321,10 +327,7 @@ fn in_a_container_what_its_profile_forbids_is_missing_and_named() {
     let restricted = user.bring("restricted", &example("restricted"));
     let program = user.bring("nitroxide-conformance", &guest_program("nitroxide-conformance"));
     let run = |calls: &str, client: &[&str]| {
-        let mut command = Command::new("setpriv");
-        if rustix::process::geteuid().is_root() {
-            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
-        }
+        let mut command = as_user();
         command.arg(&restricted).arg(calls).arg(user.path("supervise")).arg(user.path("world")).args(client).current_dir("/");
         command.output().unwrap()
     };

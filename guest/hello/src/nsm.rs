@@ -1,7 +1,7 @@
 //! What the sample asks `/dev/nsm`: PCR0 to PCR2, and attestation documents.
 
 use nitroxide_guest_sys::nsm::Nsm;
-use nitroxide_guest_sys::requests::{Fields, hex, unhex};
+use nitroxide_guest_sys::requests::Fields;
 
 /// `PCR0 <hex>` to `PCR2 <hex>`, or one line that says why not.
 pub fn pcrs() -> Vec<String> {
@@ -10,7 +10,7 @@ pub fn pcrs() -> Vec<String> {
         Err(error) => return vec![format!("no NSM: /dev/nsm: {error}")],
     };
     let value = |index: u16| match nsm.describe_pcr(index) {
-        Ok((_, value)) => format!("PCR{index} {}", hex(&value)),
+        Ok((_, value)) => format!("PCR{index} {}", hex::encode(value)),
         Err(error) => format!("PCR{index} cannot be read: {error}"),
     };
     (0..3).map(value).collect()
@@ -18,13 +18,13 @@ pub fn pcrs() -> Vec<String> {
 
 /// An attestation document with this nonce (hex; none if it is empty), in hex; or a line that begins with `error`.
 pub fn document(nonce: &[u8]) -> String {
-    let Some(nonce) = unhex(nonce.trim_ascii()) else { return "error: the nonce is pairs of hex digits, e.g. attest 00ff".to_owned() };
+    let Ok(nonce) = hex::decode(nonce.trim_ascii()) else { return "error: the nonce is pairs of hex digits, e.g. attest 00ff".to_owned() };
     let nsm = match Nsm::open() {
         Ok(nsm) => nsm,
         Err(error) => return format!("error: no NSM: /dev/nsm: {error}"),
     };
     let fields = Fields { nonce: (!nonce.is_empty()).then_some(&nonce), ..Fields::default() };
-    nsm.attest(fields).map_or_else(|error| format!("error: {error}"), |document| hex(&document))
+    nsm.attest(fields).map_or_else(|error| format!("error: {error}"), hex::encode)
 }
 
 #[cfg(test)]

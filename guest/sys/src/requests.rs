@@ -4,7 +4,7 @@
 //! an indefinite one (RFC 8949 section 3.2), as maps have in the documents that AWS's devices write by now. An answer of another form than the request's
 //! is an error that shows it, never a panic.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io;
 
 use minicbor::data::Type;
@@ -112,7 +112,7 @@ impl fmt::Display for AskError {
         match self {
             Self::Driver(error) => error.fmt(f),
             Self::Refused(code) => write!(f, "the NSM answered {code}"),
-            Self::Unexpected(answer) => write!(f, "the NSM gave an unexpected answer: {}", hex(answer)),
+            Self::Unexpected(answer) => write!(f, "the NSM gave an unexpected answer: {}", hex::encode(answer)),
         }
     }
 }
@@ -324,27 +324,6 @@ fn bytes_of(cbor: &mut Decoder<'_>, wanted: &str) -> Option<Vec<u8>> {
     found
 }
 
-/// Bytes as lower-case hex.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// Reads hex, either case; `None` for anything else, an odd digit included.
-#[must_use]
-pub fn unhex(text: &[u8]) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let byte = |pair: &[u8]| match pair {
-        [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
-        _ => None,
-    };
-    text.chunks(2).map(byte).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -364,7 +343,7 @@ mod tests {
             (Request::GetRandom, b"\x69GetRandom"),
         ];
         for (request, bytes) in cases {
-            assert_eq!(hex(&request.encode()), hex(bytes), "{request:?}");
+            assert_eq!(hex::encode(request.encode()), hex::encode(bytes), "{request:?}");
         }
     }
 
@@ -391,7 +370,7 @@ mod tests {
             b"\xa1\x69GetRandom\xa1\x66random\x5f\x61a\xff",
             b"\xa1\x69GetRandom\xa1\x66random\x41a\0",
         ] {
-            assert_eq!(ask(answer), format!("the NSM gave an unexpected answer: {}", hex(answer)));
+            assert_eq!(ask(answer), format!("the NSM gave an unexpected answer: {}", hex::encode(answer)));
         }
     }
 
@@ -430,7 +409,7 @@ mod tests {
                 assert!(
                     matches!(understand(request, &answer[..length], read), Err(AskError::Unexpected(_))),
                     "{length} of {}",
-                    hex(answer)
+                    hex::encode(answer)
                 );
             }
             understand(request, answer, read).unwrap()
@@ -458,14 +437,5 @@ mod tests {
     fn a_refusal_of_indefinite_length_has_its_code() {
         let refused = understand(&Request::GetRandom, b"\xbf\x65Error\x7f\x6dInternalError\xff\xff", |cbor| bytes_of(cbor, "random"));
         assert!(matches!(refused, Err(AskError::Refused(code)) if code == "InternalError"));
-    }
-
-    #[test]
-    fn hex_is_read_in_either_case_and_whole_bytes() {
-        assert_eq!(unhex(b"00fFa0"), Some(vec![0, 255, 160]));
-        assert_eq!(unhex(b""), Some(vec![]));
-        for wrong in [b"0".as_slice(), b"0g", b"+1", b"0x00", b"00 ", b"\xff\xff"] {
-            assert_eq!(unhex(wrong), None);
-        }
     }
 }

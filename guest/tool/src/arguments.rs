@@ -6,8 +6,6 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use nitroxide_guest_sys::requests::unhex;
-
 use crate::failure::Failure;
 use crate::format::Format;
 
@@ -57,7 +55,7 @@ impl Data {
         if bytes.starts_with(b"@") {
             return Ok(Self::File(OsStr::from_bytes(bytes.get(1..).unwrap_or_default()).into()));
         }
-        unhex(bytes).map(Self::Bytes).ok_or_else(|| {
+        hex::decode(bytes).map(Self::Bytes).map_err(|_| {
             Failure::Usage(format!("{name} `{}` is not hex; write pairs of hex digits, @FILE, or - for standard input", shown(word)))
         })
     }

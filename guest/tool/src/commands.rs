@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use nitroxide_guest_sys::nsm::Nsm;
-use nitroxide_guest_sys::requests::{AskError, Description, Fields, hex};
+use nitroxide_guest_sys::requests::{AskError, Description, Fields};
 
 use crate::HELP;
 use crate::arguments::{Command, Data};
@@ -32,7 +32,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
             let count = nsm.describe().map_err(|error| Failure::Ask(None, error))?.max_pcrs;
             (0..count).try_for_each(|index| {
                 let (locked, value) = nsm.describe_pcr(index).map_err(about(index))?;
-                print(format!("PCR{index} {} {}\n", hex(&value), if locked { "locked" } else { "open" }).as_bytes())
+                print(format!("PCR{index} {} {}\n", hex::encode(&value), if locked { "locked" } else { "open" }).as_bytes())
             })
         }
         Command::Extend(index, data) => {
@@ -54,7 +54,7 @@ fn about(index: u16) -> impl Fn(AskError) -> Failure {
 }
 
 fn print_value(value: &[u8]) -> Result<(), Failure> {
-    print(format!("{}\n", hex(value)).as_bytes())
+    print(format!("{}\n", hex::encode(value)).as_bytes())
 }
 
 fn print(bytes: &[u8]) -> Result<(), Failure> {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use nitroxide_guest_sys::requests::hex;
+use base64ct::{Base64, Encoding};
 
 use crate::failure::Failure;
 
@@ -32,8 +32,8 @@ impl Format {
     pub fn piece(self, bytes: &[u8]) -> Vec<u8> {
         match self {
             Self::Raw => bytes.to_vec(),
-            Self::Base64 => base64(bytes).into_bytes(),
-            Self::Hex => hex(bytes).into_bytes(),
+            Self::Base64 => Base64::encode_string(bytes).into_bytes(),
+            Self::Hex => hex::encode(bytes).into_bytes(),
         }
     }
 
@@ -46,20 +46,6 @@ impl Format {
     }
 }
 
-fn base64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let letter = |bits: u32| LETTERS.get(bits as usize & 63).copied().map_or('A', char::from);
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        text.extend([letter(bits >> 18), letter(bits >> 12)]);
-        text.push(if group.len() > 1 { letter(bits >> 6) } else { '=' });
-        text.push(if group.len() > 2 { letter(bits) } else { '=' });
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,9 +56,9 @@ mod tests {
         for (bytes, text) in
             [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE="), ("foobar", "Zm9vYmFy")]
         {
-            assert_eq!(base64(bytes.as_bytes()), text);
+            assert_eq!(Format::Base64.piece(bytes.as_bytes()), text.as_bytes());
         }
-        assert_eq!(base64(&[0xfb, 0xff, 0xfe]), "+//+");
+        assert_eq!(Format::Base64.piece(&[0xfb, 0xff, 0xfe]), b"+//+");
     }
 
     #[test]

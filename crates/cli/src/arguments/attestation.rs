@@ -110,7 +110,7 @@ fn parse_hex(text: &str) -> Result<Bytes, String> {
 fn parse_pcr(text: &str) -> Result<(u8, Vec<u8>), String> {
     let wrong = |what: String| format!("`{text}` is no register with its value: {what}; write e.g. 0=cdb5...");
     let (index, value) = text.split_once('=').ok_or_else(|| wrong("it has no `=`".into()))?;
-    let number = index.parse::<u8>().ok().filter(|number| u64::from(*number) < MAX_PCRS);
+    let number = index.parse::<u8>().ok().filter(|number| u16::from(*number) < MAX_PCRS);
     let number = number.ok_or_else(|| wrong(format!("`{index}` is not a number from 0 to 31")))?;
     let value = hex::decode(value).map_err(|error| wrong(format!("the value is not hex: {error}")))?;
     if ![32, 48, 64].contains(&value.len()) {

@@ -11,7 +11,7 @@ use std::io::{self, Read as _};
 use std::{fs, thread};
 
 use nitroxide_guest_sys::nsm::Nsm;
-use nitroxide_guest_sys::requests::{Fields, Request, hex};
+use nitroxide_guest_sys::requests::{Fields, Request};
 use rustix::system::delete_module;
 
 /// Requests that are none, each wrong in one way.
@@ -53,7 +53,10 @@ fn check(is_init: bool) -> io::Result<()> {
     // These two come before the boot measurements are known; the test outside holds them back until it has seen the lines.
     print(&nsm, "describe-nsm", b"\x6bDescribeNSM")?;
     let random = [nsm.request(b"\x69GetRandom")?, nsm.request(b"\x69GetRandom")?];
-    say("random", &format!("{} {} {}", hex(&random[0][..22]), random[1].len(), if random[0] == random[1] { "same" } else { "differ" }));
+    say(
+        "random",
+        &format!("{} {} {}", hex::encode(&random[0][..22]), random[1].len(), if random[0] == random[1] { "same" } else { "differ" }),
+    );
 
     for index in 0..=32 {
         print(&nsm, &format!("describe-pcr {index}"), &Request::DescribePcr(index).encode())?;
@@ -118,7 +121,7 @@ fn talk(number: usize) -> usize {
 }
 
 fn print(nsm: &Nsm, name: &str, request: &[u8]) -> io::Result<()> {
-    say(name, &hex(&nsm.request(request)?));
+    say(name, &hex::encode(nsm.request(request)?));
     Ok(())
 }
 

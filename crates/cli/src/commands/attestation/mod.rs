@@ -6,9 +6,7 @@ mod input;
 mod show;
 mod verify;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use nitroxide_attestation::{Certificate, MAX_PEM_BYTES, Pki, PkiError, to_pem};
+use nitroxide_attestation::{Certificate, MAX_PEM_BYTES, Pki, PkiError, Timestamp, to_pem};
 use serde_json::{Value, json};
 
 use crate::{
@@ -32,7 +30,7 @@ pub fn run(command: &AttestationCommand, remarks: Remarks) -> Result<(), Failure
 fn root(arguments: &RootArguments, remarks: Remarks) -> Result<(), Failure> {
     let pki = Pki::of_user().map_err(unusable)?;
     let is_new = pki.existing_root().map_err(unusable)?.is_none();
-    let root = pki.root(now_ms()).map_err(unusable)?;
+    let root = pki.root(Timestamp::now().0).map_err(unusable)?;
     if is_new {
         remarks.note(format!("A new root was made in {}", pki.folder().display()));
     }
@@ -43,7 +41,7 @@ fn import(arguments: &ImportArguments, remarks: Remarks) -> Result<(), Failure> 
     let certificates = image::read_small(&arguments.certificate, MAX_PEM_BYTES as u64)?;
     let key = image::read_small(&arguments.private_key, MAX_PEM_BYTES as u64)?;
     let pki = Pki::of_user().map_err(unusable)?;
-    let root = pki.import(&certificates, &key, arguments.replace, now_ms()).map_err(|error| match error {
+    let root = pki.import(&certificates, &key, arguments.replace, Timestamp::now().0).map_err(|error| match error {
         PkiError::Exists => Failure::new(ErrorCode::PKI, "Nothing was imported").because(error).help("Give --replace as well."),
         PkiError::Import(_) => Failure::new(ErrorCode::PKI, "Nothing was imported").because(error),
         error => unusable(error),
@@ -67,10 +65,4 @@ fn certificate(certificate: &Certificate) -> Value {
         "NotAfter": certificate.ends().to_string(),
         "Fingerprint": hex::encode(certificate.fingerprint()),
     })
-}
-
-/// Milliseconds since 1970-01-01 UTC; 0 on a clock that is before that.
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,9 +1,8 @@
 //! `doctor`: the local PKI that attestation documents hang from.
 
-use nitroxide_attestation::{Pki, in_one_line};
+use nitroxide_attestation::{Pki, Timestamp, in_one_line};
 
 use super::Check;
-use crate::commands::attestation::now_ms;
 
 const NAME: &str = "attestation";
 
@@ -13,7 +12,7 @@ pub fn check() -> Check {
         Ok(pki) => pki,
         Err(error) => return Check::note(NAME, "documents hang from a root that ends with its enclave", error.to_string()),
     };
-    match pki.look(now_ms()) {
+    match pki.look(Timestamp::now().0) {
         Ok(()) => Check::ok(NAME, format!("documents hang from the local root in {}", pki.folder().display())),
         Err(error) => Check::note(NAME, "enclaves get no documents", in_one_line(&error)),
     }
