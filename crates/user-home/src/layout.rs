@@ -411,11 +411,12 @@ fn let_go_of_terminal() {
 fn look_into(client: Pid) -> io::Result<(OwnedFd, bool)> {
     static SOMETHING: u8 = 42;
     let pidfd = pidfd_open(client, PidfdFlags::empty())?;
-    // A copy of a program that may not be read cannot be looked into; what it executes can.
-    if dumpable_behavior() == Ok(DumpableBehavior::Dumpable) {
-        let address = u64::try_from(std::ptr::from_ref(&SOMETHING).addr()).map_err(|_| io::ErrorKind::InvalidData)?;
-        sys::read_memory(client.as_raw_nonzero().get(), address, &mut [0])?;
+    // A copy of a program that may not be read cannot be looked into, so nothing can be tried; what it executes can.
+    if dumpable_behavior() != Ok(DumpableBehavior::Dumpable) {
+        return Ok((pidfd, true));
     }
+    let address = u64::try_from(std::ptr::from_ref(&SOMETHING).addr()).map_err(|_| io::ErrorKind::InvalidData)?;
+    sys::read_memory(client.as_raw_nonzero().get(), address, &mut [0])?;
     // It need not be open.
     let has_copies = matches!(pidfd_getfd(&pidfd, 0, PidfdGetfdFlags::empty()), Ok(_) | Err(Errno::BADF));
     Ok((pidfd, has_copies))
