@@ -347,6 +347,16 @@ fn in_a_container_what_its_profile_forbids_is_missing_and_named() {
 }
 
 #[test]
+fn command_that_its_user_may_execute_but_not_read_offers_everything() {
+    let user = User::new();
+    let program = user.bring("nitroxide-conformance", &guest_program("nitroxide-conformance"));
+    fs::set_permissions(user.path("supervise"), fs::Permissions::from_mode(0o111)).unwrap();
+    let output = user.run(&[program.to_str().unwrap(), "vsock", "--filter", "socket"]);
+    assert!(text(&output.stdout).contains("socket(STREAM) -> descriptor"), "{output:?}");
+    user.nothing_is_left();
+}
+
+#[test]
 fn asynchronous_clients_and_their_server_meet() {
     let user = User::new();
     let program = user.bring("asynchronous", &example("asynchronous"));
