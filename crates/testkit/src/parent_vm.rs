@@ -319,12 +319,9 @@ impl Builder {
         }
         // Warnings and worse are shown; panic=-1 restarts at once after a panic, which ends the VM.
         let mut line = format!("console=ttyS0 quiet loglevel=5 panic=-1 hugepagesz=2M hugepages={}", self.hugepages);
-        if !uses_kvm {
+        if let (false, Some(khz)) = (uses_kvm, Engine::counter_khz()) {
             // Both keep a guest on a busy host from hanging while it starts (docs/engine.md, "The clock").
-            line += " tsc=nowatchdog";
-            if let Some(khz) = Engine::counter_khz() {
-                line += &format!(" tsc_early_khz={khz}");
-            }
+            line += &format!(" tsc=nowatchdog tsc_early_khz={khz}");
         }
         if !self.kernel_parameters.is_empty() {
             line += &format!(" {}", self.kernel_parameters);
