@@ -148,16 +148,9 @@ impl Module {
 
 fn random() -> Result<Vec<u8>, ErrorCode> {
     let mut random = [0; RANDOM_BYTES];
-    let mut filled = 0;
-    while let Some(rest) = random.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()) {
-            Ok(count) => filled += count,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                tracing::error!(%error, "The host gives no random numbers");
-                return Err(ErrorCode::InternalError);
-            }
-        }
-    }
+    getrandom::fill(&mut random).map_err(|error| {
+        tracing::error!(%error, "The host gives no random numbers");
+        ErrorCode::InternalError
+    })?;
     Ok(Response::GetRandom { random: &random }.encode())
 }
